@@ -1,0 +1,1 @@
+//! The per-node agent: anoints a server, supervises, hands out connections.

@@ -1,0 +1,1 @@
+//! A csnap volume as an asynchronous API: caches, resends, four-message reads.

@@ -1,0 +1,1 @@
+//! Distributed lock manager: sessions, six modes, value blocks, watches, terms.

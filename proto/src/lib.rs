@@ -1,0 +1,24 @@
+//! The vocabulary of csnap: ids and units as types, limits with names, the messages of every
+//! conversation, and the frames that carry them.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number. Every daemon depends on this crate;
+//! it depends on none of them.
+//!
+//! - [`ids`]: what things are called (volumes, snapshots, sessions, terms, epochs);
+//! - [`units`]: how much of something (time, chunks, byte ranges, places in the store);
+//! - [`limits`]: every bound that a peer can run into;
+//! - [`frame`]: header, checksum, incremental decoding;
+//! - [`message`]: what is said, family by family.
+//!
+//! *Architecture Invariant*: decoding never panics and never allocates more than a frame may hold
+//! ([`limits::FRAME_BYTES_MAX`]), whatever the bytes are.
+
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod message;
+pub mod units;
+
+pub use frame::{Frame, FrameDecoder, FrameError};
+pub use ids::*;
+pub use units::*;

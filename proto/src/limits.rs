@@ -1,0 +1,71 @@
+//! Every bound that a peer, a file or an operator can run into. Each says why it is that number.
+
+/// Largest frame, header included. Large enough for a thousand ranges with their answers, small enough that a
+/// hostile peer cannot make us hold much.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Longest name of a volume, snapshot or node: fits a file name and a line of output.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Longest path that a message carries (an adopted origin): Linux's own limit.
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Most ranges in one message: one full batch of the deepest queue that NBD clients use (1,024 requests).
+pub const RANGES_PER_MESSAGE_MAX: usize = 1024;
+
+/// Most chunks that one QueryWrite or QuerySnapshotRead may cover: 16 MiB at 4 KiB chunks, four times the largest
+/// sequential request seen from kernels, and still an answer (16 bytes an extent) well below a frame.
+pub const CHUNKS_PER_MESSAGE_MAX: u64 = 4096;
+
+/// Most requests of one connection that the server holds unanswered; beyond, it stops reading the connection.
+pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
+
+/// Most connections that a daemon holds at once: a thousand volumes a node, with room.
+pub const CONNECTIONS_MAX: usize = 4096;
+
+/// A connection that has not introduced itself by then is closed, milliseconds.
+pub const HANDSHAKE_MS_MAX: u64 = 10_000;
+
+/// Smallest chunk of a volume, also the unit of store allocation, bytes: a page, and NBD's preferred block.
+pub const CHUNK_BYTES_MIN: u64 = 4096;
+
+/// Largest chunk of a volume, bytes: Archipelago's and RBD's object.
+pub const CHUNK_BYTES_MAX: u64 = 4 << 20;
+
+/// Chunks in one page of uniqueness bits: 64 bytes of bits, 2 MiB of a volume at 4 KiB chunks.
+pub const CHUNKS_PER_PAGE: u64 = 512;
+
+/// Largest volume, bytes: 8 EiB less a chunk, so that offsets stay positive as signed numbers; file systems refuse
+/// far earlier.
+pub const VOLUME_BYTES_MAX: u64 = (1 << 63) - CHUNK_BYTES_MAX;
+
+/// Bytes of one arena of the store.
+pub const ARENA_BYTES: u64 = 1 << 30;
+
+/// Stored results of mutating requests that one session may leave unacknowledged; an operator sends one at a time.
+pub const RESULTS_PER_SESSION_MAX: usize = 64;
+
+/// Largest value block of a lock, bytes: an address or two, a term, a state (VMS: 16 or 64, Linux: 32).
+pub const VALUE_BLOCK_BYTES_MAX: usize = 256;
+
+/// Longest lock name, bytes (Linux's DLM: 64).
+pub const LOCK_NAME_BYTES_MAX: usize = 64;
+
+/// Largest description that a lockd member publishes of itself, bytes.
+pub const MEMBER_INFO_BYTES_MAX: usize = 2048;
+
+/// Events that lockd keeps for a session that is not connected; one that falls further behind is told to look anew.
+pub const EVENTS_PER_SESSION_MAX: usize = 1024;
+
+/// Locks of one lockd session.
+pub const LOCKS_PER_SESSION_MAX: usize = 4096;
+
+/// Watches of one lockd session.
+pub const WATCHES_PER_SESSION_MAX: usize = 4096;
+
+/// Longest human-readable reason that a refusal carries, bytes: NBD's limit on error text.
+pub const REASON_BYTES_MAX: usize = 4096;
+
+const _: () = assert!(CHUNK_BYTES_MAX.is_power_of_two() && CHUNK_BYTES_MIN.is_power_of_two());
+const _: () = assert!(ARENA_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
+const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * 48 < FRAME_BYTES_MAX as u64);

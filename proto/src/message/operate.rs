@@ -1,0 +1,281 @@
+//! What operators ask of the server, and what it answers. Every request that changes something is replayed by
+//! (session, sequence) when it is resent, also at another server.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, InstanceId, Name, PoolId, RequestToken, SessionId, Target, Term, VolumeId};
+use crate::limits::{PATH_BYTES_MAX, REASON_BYTES_MAX};
+use crate::units::{ChunkSize, WallMillis};
+
+/// How the content of a new volume comes to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A new, empty head in the pool.
+    Empty,
+    /// An existing device or image, used where it lies.
+    Adopt {
+        /// Absolute path.
+        path: String,
+    },
+    /// An empty head that the asking session fills; hidden until [`OperatorRequest::VolumePublish`].
+    Import,
+}
+
+/// A request of an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperatorRequest {
+    /// Make a volume. → [`OperatorReply::Volume`].
+    VolumeCreate {
+        /// Must be free.
+        name: Name,
+        /// Bytes; 0 with `Adopt` takes the origin's size.
+        size_bytes: u64,
+        /// Chunk size.
+        chunk: ChunkSize,
+        /// Where the content comes from.
+        source: Source,
+    },
+    /// An imported volume is complete: it gets visible. → [`OperatorReply::Done`].
+    VolumePublish {
+        /// Of the create.
+        name: Name,
+    },
+    /// Every volume. → [`OperatorReply::Volumes`].
+    VolumeList,
+    /// One volume. → [`OperatorReply::Volume`].
+    VolumeShow {
+        /// Its name.
+        name: Name,
+    },
+    /// → [`OperatorReply::Done`].
+    VolumeRename {
+        /// Old name.
+        from: Name,
+        /// New name, free.
+        to: Name,
+    },
+    /// Refused while attached or while it has snapshots. → [`OperatorReply::Done`].
+    VolumeDelete {
+        /// Its name.
+        name: Name,
+    },
+    /// → [`OperatorReply::Snapshot`] once drained and durable.
+    SnapshotCreate {
+        /// New snapshot.
+        target: Target,
+        /// Kept over resends and failover: makes the create idempotent.
+        token: RequestToken,
+    },
+    /// Snapshots of a volume, or of all. → [`OperatorReply::Snapshots`].
+    SnapshotList {
+        /// Only of this one.
+        volume: Option<Name>,
+        /// Continue after this one (a page has at most [`PAGE_ROWS_MAX`]).
+        after: Option<(Name, Epoch)>,
+    },
+    /// → [`OperatorReply::Snapshot`].
+    SnapshotShow {
+        /// Which.
+        target: Target,
+    },
+    /// → [`OperatorReply::Done`].
+    SnapshotRename {
+        /// Which.
+        target: Target,
+        /// New name, free in that volume.
+        to: Name,
+    },
+    /// Acknowledged at once; space comes back in the background. → [`OperatorReply::Done`].
+    SnapshotDelete {
+        /// Which.
+        target: Target,
+        /// Also while it is read: the readers get I/O errors.
+        force: bool,
+    },
+    /// → [`OperatorReply::Status`].
+    Status,
+    /// The process `instance` is known dead with its I/O returned: its sessions end. Only an agent says this, after
+    /// it obtained the locks that the process held. → [`OperatorReply::Done`].
+    Reaped {
+        /// Run of the dead process.
+        instance: InstanceId,
+    },
+    /// The server of `term` is known dead with its I/O returned. → [`OperatorReply::Done`].
+    ServerReaped {
+        /// Of the dead server.
+        term: Term,
+    },
+    /// The operator vouches that the session's node is fenced: it ends although nobody saw it die. →
+    /// [`OperatorReply::Done`].
+    Fence {
+        /// The lost session.
+        session: SessionId,
+    },
+}
+
+/// Most rows in one page of a list.
+pub const PAGE_ROWS_MAX: usize = 1000;
+
+/// A volume, as shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Identity.
+    pub id: VolumeId,
+    /// Name.
+    pub name: Name,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Chunk size.
+    pub chunk: ChunkSize,
+    /// Adopted origin, if it is one.
+    pub origin: Option<String>,
+    /// When it was made.
+    pub created: WallMillis,
+    /// Live snapshots.
+    pub snapshots: u64,
+    /// Current epoch.
+    pub epoch: Epoch,
+    /// Store space of its snapshots, bytes.
+    pub store_bytes: u64,
+    /// Who has it or its snapshots open.
+    pub attached: Vec<Attachment>,
+    /// Why nobody can have it, if so.
+    pub blocked: Option<String>,
+}
+
+/// An open session of a volume or snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Its session.
+    pub session: SessionId,
+    /// Node of the exporter.
+    pub node: Name,
+    /// Process on that node.
+    pub pid: u32,
+    /// Snapshot that it reads; none for the writer.
+    pub snapshot: Option<Name>,
+    /// Connected and renewing, or lost.
+    pub present: bool,
+}
+
+/// A snapshot, as shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Volume and name.
+    pub target: Target,
+    /// Identity in the volume.
+    pub epoch: Epoch,
+    /// Size of the volume then, bytes.
+    pub size_bytes: u64,
+    /// When it was made.
+    pub created: WallMillis,
+    /// Bytes that deleting it would free: versions that only it holds.
+    pub own_bytes: u64,
+    /// Sessions that read it.
+    pub readers: Vec<Attachment>,
+}
+
+/// The server's part of `csnap status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Pool.
+    pub pool: PoolId,
+    /// Store space in use by live versions, and heads of the pool as allocated, bytes.
+    pub used_bytes: u64,
+    /// Space that the file system has free for the pool, bytes, less what is set aside.
+    pub free_bytes: u64,
+    /// Freed or reserved, and not reusable until lost clients or older servers are known gone, bytes.
+    pub held_bytes: u64,
+    /// Why space is held, a line a reason.
+    pub held_because: Vec<String>,
+    /// Volumes, all of them.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// Answer to an [`OperatorRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperatorReply {
+    /// Done, nothing to tell.
+    Done,
+    /// One volume.
+    Volume(VolumeInfo),
+    /// Volumes in name order.
+    Volumes(Vec<VolumeInfo>),
+    /// One snapshot.
+    Snapshot(SnapshotInfo),
+    /// A page of snapshots, ordered by (volume name, epoch), and whether more follow.
+    Snapshots {
+        /// At most [`PAGE_ROWS_MAX`].
+        rows: Vec<SnapshotInfo>,
+        /// Ask again after the last row.
+        more: bool,
+    },
+    /// Status.
+    Status(Box<ServerStatus>),
+}
+
+/// Kinds of refusal that a caller tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// No such volume, snapshot or session.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// Held or in use by someone; the reason names them.
+    Busy,
+    /// No space left.
+    NoSpace,
+    /// The request makes no sense (sizes, ranges, wrong kind of session).
+    Invalid,
+    /// A client did not drain within its time.
+    TimedOut,
+    /// Wrong secret.
+    Denied,
+    /// The snapshot is gone.
+    Gone,
+    /// The storage reported an error.
+    Media,
+}
+
+/// A request that is not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// What the caller may branch on.
+    pub kind: RefusalKind,
+    /// What, why, what to do: one line for people.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// A refusal with its reason, cut to what a message may carry.
+    #[must_use]
+    pub fn new(kind: RefusalKind, reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        if reason.len() > REASON_BYTES_MAX {
+            let cut = (0..=REASON_BYTES_MAX).rev().find(|&at| reason.is_char_boundary(at)).unwrap_or(0);
+            reason.truncate(cut);
+        }
+        Self { kind, reason }
+    }
+}
+
+impl OperatorRequest {
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::VolumeCreate { source: Source::Adopt { path }, .. } if path.len() > PATH_BYTES_MAX => {
+                Err("length of a path")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it changes durable state, so that its result is stored for resends.
+    #[must_use]
+    pub fn is_mutating(&self) -> bool {
+        !matches!(
+            self,
+            Self::VolumeList | Self::VolumeShow { .. } | Self::SnapshotList { .. } | Self::SnapshotShow { .. } | Self::Status
+        )
+    }
+}

@@ -1,0 +1,1 @@
+//! The csnap server: versioned chunk map, snapshots, journal, terms.

@@ -1,0 +1,1 @@
+//! Backends on a real file system.
