@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Family;
 use crate::frame::Message;
 use crate::ids::{InstanceId, Name, Target, Term};
+use crate::limits::PATH_BYTES_MAX;
 
 /// What the value block of the server lock says, in postcard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,42 @@ pub enum ServerState {
     Starting,
     /// Serving.
     Ready,
+    /// Gone by plan: `node` is whose turn it is first. Everybody else waits a step longer, and then goes ahead without
+    /// it, so that a target which died meanwhile costs that step and nothing else.
+    Handover {
+        /// An operator chose the node: nodes that are better already do not get the server back for that alone.
+        pinned: bool,
+    },
+}
+
+/// Most wishes that one node publishes at once: one operator's request each.
+pub const WISHES_MAX: usize = 4;
+
+/// What an operator asked one agent for and another must do. Published in [`NodeInfo`] until it is seen done or given
+/// up, so that every agent sees it through lockd, without a connection between agents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// Tells it from an earlier wish of the same session; grows.
+    pub number: u64,
+    /// What is wanted.
+    pub what: WishKind,
+}
+
+/// Kinds of [`Wish`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WishKind {
+    /// To the agent whose server serves: hand it over to `node`.
+    MoveServer {
+        /// Whereto.
+        node: Name,
+    },
+    /// To `node`'s agent: this is your priority from now on.
+    SetPriority {
+        /// Which node.
+        node: Name,
+        /// Its priority.
+        priority: u32,
+    },
 }
 
 /// What an agent publishes of its node to the others, in postcard, as its lockd member description.
@@ -44,10 +81,13 @@ pub struct NodeInfo {
     pub export_pid: Option<u32>,
     /// The higher, the rather its server is chosen; 0 is never chosen.
     pub priority: u32,
-    /// Its standby follows the journal and could take over now.
+    /// Its standby follows the journal and could take over now. False while its server serves: a vacancy then is
+    /// its own, and nobody waits for it.
     pub standby_ready: bool,
     /// URIs of the exporter.
     pub nbd: Vec<String>,
+    /// What its operators asked for, at most [`WISHES_MAX`].
+    pub wishes: Vec<Wish>,
 }
 
 /// One attachment of an exporter, as it reports it.
@@ -120,6 +160,8 @@ pub enum ToAgent {
     },
     /// Where does the pool lie. → [`FromAgent::Pool`].
     Pool,
+    /// End the node's exporter in an orderly way and do not start another. → [`FromAgent::Done`] once it is gone.
+    StopExporter,
 }
 
 /// One node in an [`AgentStatus`].
@@ -192,10 +234,33 @@ pub enum FromAgent {
         /// For people.
         reason: String,
     },
+    /// To exporters, unasked: a server serves under `term`. A connection to an older one is of no more use, even if
+    /// it has not broken (its node may be gone without a word): ask again with the older term as suspect.
+    ServerReady {
+        /// Of the server that serves.
+        term: Term,
+    },
 }
+
+/// Longest `host:port` or URI in these messages, bytes: a unix socket's URI carries a path.
+pub const ADDRESS_BYTES_MAX: usize = PATH_BYTES_MAX + 64;
+
+/// Most addresses that an exporter says it listens on.
+pub const ADDRESSES_MAX: usize = 16;
 
 impl Message for ToAgent {
     const FAMILY: Family = Family::ToAgent;
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::ServerHello { tcp } if tcp.len() > ADDRESS_BYTES_MAX => Err("length of an address"),
+            Self::ExporterHello { nbd, .. } if nbd.len() > ADDRESSES_MAX => Err("number of addresses"),
+            Self::ExporterHello { nbd, .. } if nbd.iter().any(|uri| uri.len() > ADDRESS_BYTES_MAX) => {
+                Err("length of an address")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Message for FromAgent {
