@@ -35,7 +35,7 @@ pub struct ValueBlock {
     pub bytes: Vec<u8>,
     /// Number of the write or invalidation that made it so; 0 for never written.
     pub sequence: u64,
-    /// False after a writer-mode holder went away other than by its own unlock, until the next write.
+    /// Written, and no holder of PW or EX went away since other than by its own unlock.
     pub valid: bool,
     /// Term of the grant under which it was written.
     pub term: Term,
@@ -53,8 +53,9 @@ pub enum LockOp {
         /// Refuse rather than queue.
         no_queue: bool,
     },
-    /// Change the mode of a granted lock. Same answers. A conversion from PW or EX to the same or a lower mode
-    /// writes `value` (see the direction table in docs/protocol.md); any other returns the value block.
+    /// Change the mode of a granted lock. Same answers, or [`LockReply::Deadlock`]. A conversion from PW or EX to the
+    /// same or a lower mode writes `value` (see the direction table in docs/protocol.md) and is granted at once; any
+    /// other must not carry one, and returns the value block.
     Convert {
         /// Which.
         lock: LockId,
@@ -65,14 +66,16 @@ pub enum LockOp {
         /// New content of the value block, where the direction allows it.
         value: Option<Vec<u8>>,
     },
-    /// Give the lock up. From PW and EX: writes `value`, or invalidates the value block.
+    /// Give the lock up, also one that waits. From PW and EX: writes `value`, or invalidates the value block; from
+    /// any other mode `value` means nothing, so that giving up never fails. → [`LockReply::Done`].
     Unlock {
         /// Which.
         lock: LockId,
         /// What becomes of the value block.
         value: UnlockValue,
     },
-    /// Take a queued lock or conversion back. A grant that came first wins.
+    /// Take a queued lock or conversion back. → [`LockReply::Done`] and then [`LockEvent::Cancelled`]; or, a grant that
+    /// came first wins, [`LockReply::Granted`] with the lock as it is.
     Cancel {
         /// Which.
         lock: LockId,
@@ -133,8 +136,12 @@ pub enum ToLockd {
         /// Last event that the owner has seen.
         last_event: EventNumber,
     },
-    /// I am alive. → [`FromLockd::Renewed`]. Not logged.
-    Renew,
+    /// I am alive. The one message that prolongs the lease. → [`FromLockd::Renewed`] with the same request id. Not
+    /// logged.
+    Renew {
+        /// Last event that the owner has seen: those up to it need not be kept.
+        last_event: EventNumber,
+    },
     /// End of the session: every lock of it is released as if its holder died (value blocks of PW and EX turn
     /// invalid), at once. → [`FromLockd::Closed`].
     Close,
@@ -160,8 +167,20 @@ pub struct LockView {
     pub resource: String,
     /// Granted mode.
     pub mode: Mode,
-    /// Term of the grant, for PW and EX.
+    /// Term of the grant, for PW and EX; else 0. It grows with every grant into PW or EX from below, over all
+    /// resources and for ever; a conversion between PW and EX keeps it.
     pub term: Term,
+}
+
+/// A request that waits, as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedView {
+    /// Which; a conversion's lock is among the granted ones too.
+    pub lock: LockId,
+    /// What it locks.
+    pub resource: String,
+    /// Mode that it waits for.
+    pub wanted: Mode,
 }
 
 /// Answer to a [`LockOp`].
@@ -174,7 +193,7 @@ pub enum LockReply {
         /// The value block as of the grant.
         value: ValueBlock,
     },
-    /// Queued: an [`LockEvent::Granted`] or [`LockEvent::Cancelled`] will follow.
+    /// Queued: a [`LockEvent::Granted`] or [`LockEvent::Cancelled`] will follow, unless the lock is given up first.
     Queued {
         /// The lock that waits.
         lock: LockId,
@@ -275,8 +294,13 @@ pub enum FromLockd {
     Opened {
         /// Locks that it holds.
         locks: Vec<LockView>,
+        /// Requests and conversions of it that wait.
+        queued: Vec<QueuedView>,
         /// Last event made for it; those after the owner's last follow.
         last_event: EventNumber,
+        /// Last operation taken in: the owner sends again what comes after it. Answers to earlier ones that the owner
+        /// still waits for follow by themselves, in their place among the events.
+        last_sequence: Sequence,
     },
     /// Renewed.
     Renewed,
