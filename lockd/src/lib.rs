@@ -1,1 +1,3 @@
 //! Distributed lock manager: sessions, six modes, value blocks, watches, terms.
+
+pub mod client;

@@ -60,6 +60,18 @@ pub const EVENTS_PER_SESSION_MAX: usize = 1024;
 /// Locks of one lockd session.
 pub const LOCKS_PER_SESSION_MAX: usize = 4096;
 
+/// Operations of one lockd session whose answers its owner may leave unacknowledged: lockd keeps those answers.
+pub const OPERATIONS_PER_SESSION_MAX: usize = 64;
+
+/// Live sessions of a lockd: one an agent. So few that a list of them all fits a frame.
+pub const LOCKD_SESSIONS_MAX: usize = 256;
+
+/// Shortest lease of a lockd session, milliseconds: shorter ones would expire by scheduling alone.
+pub const LEASE_MS_MIN: u64 = 50;
+
+/// Longest lease of a lockd session, milliseconds: a day.
+pub const LEASE_MS_MAX: u64 = 24 * 3600 * 1000;
+
 /// Watches of one lockd session.
 pub const WATCHES_PER_SESSION_MAX: usize = 4096;
 
@@ -69,3 +81,5 @@ pub const REASON_BYTES_MAX: usize = 4096;
 const _: () = assert!(CHUNK_BYTES_MAX.is_power_of_two() && CHUNK_BYTES_MIN.is_power_of_two());
 const _: () = assert!(ARENA_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
 const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * 48 < FRAME_BYTES_MAX as u64);
+const _: () = assert!(LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);
+const _: () = assert!(LOCKS_PER_SESSION_MAX * 2 * (LOCK_NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);

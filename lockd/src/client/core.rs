@@ -1,0 +1,474 @@
+//! The state of one session as its owner sees it. See the module above for the calling convention.
+
+use std::time::Duration;
+
+use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, MEMBER_INFO_BYTES_MAX};
+use csnap_proto::message::lock::{
+    FromLockd, LockEvent, LockOp, LockReply, LockView, LockdStatus, QueuedView, ToLockd,
+};
+use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
+
+use super::pending::{Pending, Ticket};
+
+/// First wait between a lost connection and the second attempt; the first attempt follows at once.
+const RECONNECT_MS_MIN: u64 = 10;
+
+/// Longest wait between two attempts: an operator who restarts lockd should not wait for it.
+const RECONNECT_MS_MAX: u64 = 200;
+
+/// How a client keeps its session.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Node, for people and for membership.
+    pub node: Name,
+    /// Time without renewal after which lockd expires the session, milliseconds; moved into the limits of lockd.
+    pub lease_ms: u64,
+    /// Time between renewals, milliseconds; at most a third of the lease.
+    pub renew_ms: u64,
+}
+
+/// What makes a session somebody's. Drawn at random by the owner; saved by owners that want to resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Which session.
+    pub session: SessionId,
+    /// Proof.
+    pub secret: Secret,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum ClientInput {
+    /// Time passed; also the first input.
+    Tick,
+    /// The connection that [`ClientOutput::Connect`] asked for is there.
+    Connected {
+        /// As asked.
+        attempt: u64,
+    },
+    /// It could not be made, or broke.
+    Disconnected {
+        /// As asked.
+        attempt: u64,
+    },
+    /// A frame came.
+    Received {
+        /// Connection that it came on.
+        attempt: u64,
+        /// What.
+        frame: Frame<FromLockd>,
+    },
+    /// The owner wants lockd's status; dropped while not open.
+    Status,
+    /// The owner ends the session; everything that it holds is released as if the owner died. Tried until answered.
+    Close,
+}
+
+/// What is to be done, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClientOutput {
+    /// Connect to any lockd.
+    Connect {
+        /// Name of the connection from now on.
+        attempt: u64,
+    },
+    /// Drop the connection, or stop trying to make it.
+    Disconnect {
+        /// Which.
+        attempt: u64,
+    },
+    /// Send this.
+    Send {
+        /// On which connection.
+        attempt: u64,
+        /// What.
+        frame: Frame<ToLockd>,
+    },
+    /// For the owner.
+    Event(ClientEvent),
+}
+
+/// What the owner learns.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// The session is open on a connection. Answers and events that were missed follow.
+    Opened {
+        /// Locks that it holds by now: events that follow may be older.
+        locks: Vec<LockView>,
+        /// Requests that wait.
+        queued: Vec<QueuedView>,
+        /// It existed before.
+        resumed: bool,
+    },
+    /// An operation is done.
+    Answer {
+        /// As [`LockClient::operate`] gave it.
+        ticket: Ticket,
+        /// What was asked.
+        op: LockOp,
+        /// What came of it.
+        reply: LockReply,
+    },
+    /// Something happened to the session's locks, watches or fellow members. Never [`LockEvent::Jeopardy`].
+    Event(LockEvent),
+    /// Two thirds of the lease passed since the last renewal that lockd confirmed, or lockd says so. Nothing is lost yet.
+    Jeopardy,
+    /// The connection is gone; the session lives on, and the client reconnects by itself.
+    Disconnected,
+    /// Nothing of the session is held any more. [`LockClient::restart`] begins another.
+    SessionLost {
+        /// One line for people.
+        reason: String,
+    },
+    /// The session is closed, as asked.
+    Closed,
+    /// As asked.
+    Status(LockdStatus),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// No connection; the next attempt is due then.
+    Down { retry_at: Time },
+    /// Asked for; given up then.
+    Connecting { give_up_at: Time },
+    /// Open or Resume sent.
+    Opening { give_up_at: Time },
+    /// In use.
+    Open,
+    /// The session is over.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Renewal {
+    id: RequestId,
+    sent_at: Time,
+}
+
+/// One session, kept alive. See the module.
+#[derive(Debug)]
+pub struct LockClient {
+    config: ClientConfig,
+    identity: Identity,
+    info: Vec<u8>,
+    /// Lockd has confirmed the session at least once.
+    known: bool,
+    closing: bool,
+    renewing: bool,
+    link: Link,
+    attempt: u64,
+    backoff_ms: u64,
+    next_id: u64,
+    last_event: EventNumber,
+    pending: Pending,
+    /// Sent and not confirmed.
+    renewal: Option<Renewal>,
+    next_renewal: Time,
+    /// When the last confirmed renewal was sent.
+    confirmed_at: Option<Time>,
+    warned: bool,
+}
+
+impl LockClient {
+    /// A session that lockd does not know yet. `info` is what other members see of it.
+    #[must_use]
+    pub fn new(config: ClientConfig, identity: Identity, info: Vec<u8>) -> Self {
+        let lease_ms = config.lease_ms.clamp(LEASE_MS_MIN, LEASE_MS_MAX);
+        let renew_ms = config.renew_ms.clamp(1, lease_ms / 3);
+        let mut client = Self {
+            config: ClientConfig { lease_ms, renew_ms, ..config },
+            identity,
+            info: Vec::new(),
+            known: false,
+            closing: false,
+            renewing: true,
+            link: Link::Down { retry_at: Time(0) },
+            attempt: 0,
+            backoff_ms: RECONNECT_MS_MIN,
+            next_id: 1,
+            last_event: EventNumber(0),
+            pending: Pending::default(),
+            renewal: None,
+            next_renewal: Time(0),
+            confirmed_at: None,
+            warned: false,
+        };
+        client.set_info(info);
+        client
+    }
+
+    /// A session that an earlier life of the owner left, with the last event that it had acted on (0: none; older ones
+    /// than lockd still keeps surface as [`LockEvent::Overrun`]).
+    #[must_use]
+    pub fn resume(config: ClientConfig, identity: Identity, last_event: EventNumber) -> Self {
+        Self { known: true, last_event, ..Self::new(config, identity, Vec::new()) }
+    }
+
+    /// Takes in what happened. Outputs are to be carried out in order.
+    pub fn step(&mut self, now: Time, input: ClientInput, out: &mut Vec<ClientOutput>) {
+        match input {
+            ClientInput::Tick => {}
+            ClientInput::Connected { attempt } if attempt == self.attempt => self.on_connected(now, out),
+            ClientInput::Disconnected { attempt } if attempt == self.attempt => {
+                self.on_disconnected(now, out)
+            }
+            ClientInput::Received { attempt, frame } if attempt == self.attempt => {
+                self.on_frame(now, frame, out)
+            }
+            ClientInput::Connected { attempt } => out.push(ClientOutput::Disconnect { attempt }),
+            ClientInput::Disconnected { .. } | ClientInput::Received { .. } => {}
+            ClientInput::Status if self.link == Link::Open => self.send(ToLockd::Status, out),
+            ClientInput::Status => {}
+            ClientInput::Close => {
+                self.closing = true;
+                if self.link == Link::Open {
+                    self.send(ToLockd::Close, out);
+                }
+            }
+        }
+        self.on_time(now, out);
+    }
+
+    /// Asks for a lock operation; the answer comes as [`ClientEvent::Answer`] with this ticket. `None`: too many
+    /// operations wait already, and this one was not taken.
+    pub fn operate(&mut self, now: Time, op: LockOp, out: &mut Vec<ClientOutput>) -> Option<Ticket> {
+        if let LockOp::SetInfo { info } = &op {
+            self.set_info(info.clone());
+        }
+        let ticket = self.pending.push(op)?;
+        self.send_pending(out);
+        self.on_time(now, out);
+        Some(ticket)
+    }
+
+    /// Whether the session is to be kept alive. While false nothing is renewed, and lockd expires the session in time.
+    pub fn set_renewing(&mut self, now: Time, renewing: bool, out: &mut Vec<ClientOutput>) {
+        if renewing && !self.renewing {
+            self.next_renewal = now;
+        }
+        self.renewing = renewing;
+        self.on_time(now, out);
+    }
+
+    /// After [`ClientEvent::SessionLost`] or [`ClientEvent::Closed`]: another session. Operations of the old one are
+    /// dropped unanswered; attempts are counted on.
+    pub fn restart(&mut self, now: Time, identity: Identity, info: Vec<u8>, out: &mut Vec<ClientOutput>) {
+        assert!(identity != self.identity, "a session that is over does not come back");
+        self.identity = identity;
+        self.set_info(info);
+        (self.known, self.closing, self.warned) = (false, false, false);
+        self.last_event = EventNumber(0);
+        self.pending.restart();
+        (self.renewal, self.confirmed_at) = (None, None);
+        self.drop_link(out);
+        self.link = Link::Down { retry_at: now };
+        self.on_time(now, out);
+    }
+
+    /// When to step again at the latest, if nothing else happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let link = match self.link {
+            Link::Down { retry_at } => Some(retry_at),
+            Link::Connecting { give_up_at } | Link::Opening { give_up_at } => Some(give_up_at),
+            Link::Open => match self.renewal {
+                Some(renewal) => Some(renewal.sent_at.after(self.patience())),
+                None => self.renewing.then_some(self.next_renewal),
+            },
+            Link::Over => return None,
+        };
+        link.into_iter().chain(self.jeopardy_at()).min()
+    }
+
+    /// Last event that surfaced; what an owner saves to resume after a restart.
+    #[must_use]
+    pub fn last_event(&self) -> EventNumber {
+        self.last_event
+    }
+
+    /// The session that is kept.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether lockd can be asked right now.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.link == Link::Open
+    }
+
+    /// Whether the session ended and [`Self::restart`] is due.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.link == Link::Over
+    }
+
+    fn set_info(&mut self, info: Vec<u8>) {
+        assert!(info.len() <= MEMBER_INFO_BYTES_MAX, "the owner keeps its description short");
+        self.info = info;
+    }
+
+    /// How long an unanswered attempt or renewal is waited for: so short that another attempt fits the lease.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.config.lease_ms / 3)
+    }
+
+    fn jeopardy_at(&self) -> Option<Time> {
+        let confirmed_at = self.confirmed_at.filter(|_| !self.warned)?;
+        Some(confirmed_at.after(Duration::from_millis(self.config.lease_ms * 2 / 3)))
+    }
+
+    fn on_time(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
+        match self.link {
+            Link::Down { retry_at } if now >= retry_at => {
+                self.attempt += 1;
+                self.link = Link::Connecting { give_up_at: now.after(self.patience()) };
+                out.push(ClientOutput::Connect { attempt: self.attempt });
+            }
+            Link::Connecting { give_up_at } | Link::Opening { give_up_at } if now >= give_up_at => {
+                out.push(ClientOutput::Disconnect { attempt: self.attempt });
+                self.on_disconnected(now, out);
+            }
+            Link::Open => self.on_renewal_time(now, out),
+            _ => {}
+        }
+        if self.link != Link::Over && self.jeopardy_at().is_some_and(|at| now >= at) {
+            self.warned = true;
+            out.push(ClientOutput::Event(ClientEvent::Jeopardy));
+        }
+    }
+
+    fn on_renewal_time(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
+        match self.renewal {
+            Some(renewal) if now >= renewal.sent_at.after(self.patience()) => {
+                out.push(ClientOutput::Disconnect { attempt: self.attempt });
+                self.on_disconnected(now, out);
+            }
+            None if self.renewing && now >= self.next_renewal => self.renew(now, out),
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
+        if !matches!(self.link, Link::Connecting { .. }) {
+            return;
+        }
+        self.link = Link::Opening { give_up_at: now.after(self.patience()) };
+        let Identity { session, secret } = self.identity;
+        if self.known {
+            self.send(ToLockd::Resume { session, secret, last_event: self.last_event }, out);
+            // Sent along, so that a lease about to run out is renewed without another round trip.
+            if self.renewing {
+                self.renew(now, out);
+            }
+        } else {
+            let (node, lease_ms) = (self.config.node.clone(), self.config.lease_ms);
+            self.send(ToLockd::Open { session, secret, node, lease_ms, info: self.info.clone() }, out);
+        }
+    }
+
+    fn on_disconnected(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
+        if matches!(self.link, Link::Down { .. } | Link::Over) {
+            return;
+        }
+        let was_open = self.link == Link::Open;
+        self.renewal = None;
+        let wait = if was_open { 0 } else { self.backoff_ms };
+        self.backoff_ms =
+            if was_open { RECONNECT_MS_MIN } else { (self.backoff_ms * 2).min(RECONNECT_MS_MAX) };
+        self.link = Link::Down { retry_at: now.after(Duration::from_millis(wait)) };
+        if was_open {
+            out.push(ClientOutput::Event(ClientEvent::Disconnected));
+        }
+    }
+
+    fn on_frame(&mut self, now: Time, frame: Frame<FromLockd>, out: &mut Vec<ClientOutput>) {
+        match (self.link, frame.message) {
+            (Link::Opening { .. }, FromLockd::Opened { locks, queued, last_sequence, .. }) => {
+                self.link = Link::Open;
+                self.backoff_ms = RECONNECT_MS_MIN;
+                let resumed = std::mem::replace(&mut self.known, true);
+                self.pending.resume_after(last_sequence);
+                out.push(ClientOutput::Event(ClientEvent::Opened { locks, queued, resumed }));
+                if self.renewal.is_none() {
+                    self.next_renewal = now;
+                }
+                if self.closing {
+                    self.send(ToLockd::Close, out);
+                }
+                self.send_pending(out);
+            }
+            (Link::Opening { .. } | Link::Open, FromLockd::Refused { reason }) => {
+                self.end(ClientEvent::SessionLost { reason }, out);
+            }
+            (Link::Opening { .. } | Link::Open, FromLockd::Renewed) => self.on_renewed(now, frame.id),
+            (Link::Open, FromLockd::Answer { sequence, reply }) => {
+                if let Some((ticket, op)) = self.pending.answered(sequence) {
+                    out.push(ClientOutput::Event(ClientEvent::Answer { ticket, op, reply }));
+                }
+                self.send_pending(out);
+            }
+            (Link::Open, FromLockd::Event { number, event }) => self.on_event(number, event, out),
+            (Link::Open, FromLockd::Closed) if self.closing => self.end(ClientEvent::Closed, out),
+            (Link::Open, FromLockd::Status(status)) => {
+                out.push(ClientOutput::Event(ClientEvent::Status(status)));
+            }
+            // Anything else is not lockd's to say now; a client that is over, or waits, does not listen.
+            _ => {}
+        }
+    }
+
+    fn on_renewed(&mut self, now: Time, id: RequestId) {
+        let Some(renewal) = self.renewal.take_if(|renewal| renewal.id == id) else { return };
+        self.confirmed_at = Some(renewal.sent_at);
+        self.warned = false;
+        self.next_renewal = renewal.sent_at.after(Duration::from_millis(self.config.renew_ms)).max(now);
+    }
+
+    fn on_event(&mut self, number: EventNumber, event: LockEvent, out: &mut Vec<ClientOutput>) {
+        if number <= self.last_event {
+            return;
+        }
+        self.last_event = number;
+        let event = match event {
+            LockEvent::Jeopardy => ClientEvent::Jeopardy,
+            event => ClientEvent::Event(event),
+        };
+        out.push(ClientOutput::Event(event));
+    }
+
+    fn renew(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
+        self.renewal = Some(Renewal { id: RequestId(self.next_id), sent_at: now });
+        self.send(ToLockd::Renew { last_event: self.last_event }, out);
+    }
+
+    fn send_pending(&mut self, out: &mut Vec<ClientOutput>) {
+        while self.link == Link::Open
+            && let Some(message) = self.pending.next_to_send()
+        {
+            self.send(message, out);
+        }
+    }
+
+    fn send(&mut self, message: ToLockd, out: &mut Vec<ClientOutput>) {
+        let frame = Frame { id: RequestId(self.next_id), term: Term(0), message };
+        self.next_id += 1;
+        out.push(ClientOutput::Send { attempt: self.attempt, frame });
+    }
+
+    fn end(&mut self, event: ClientEvent, out: &mut Vec<ClientOutput>) {
+        self.drop_link(out);
+        self.link = Link::Over;
+        self.pending.restart();
+        (self.renewal, self.confirmed_at) = (None, None);
+        out.push(ClientOutput::Event(event));
+    }
+
+    fn drop_link(&mut self, out: &mut Vec<ClientOutput>) {
+        if !matches!(self.link, Link::Down { .. } | Link::Over) {
+            out.push(ClientOutput::Disconnect { attempt: self.attempt });
+        }
+    }
+}
