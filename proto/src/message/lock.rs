@@ -330,7 +330,11 @@ pub enum FromLockd {
 }
 
 fn check_resource(resource: &str) -> Result<(), &'static str> {
-    if resource.is_empty() || resource.len() > LOCK_NAME_BYTES_MAX { Err("length of a lock name") } else { Ok(()) }
+    if resource.is_empty() || resource.len() > LOCK_NAME_BYTES_MAX {
+        Err("length of a lock name")
+    } else {
+        Ok(())
+    }
 }
 
 fn check_value(value: &[u8]) -> Result<(), &'static str> {

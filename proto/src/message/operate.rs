@@ -275,7 +275,11 @@ impl OperatorRequest {
     pub fn is_mutating(&self) -> bool {
         !matches!(
             self,
-            Self::VolumeList | Self::VolumeShow { .. } | Self::SnapshotList { .. } | Self::SnapshotShow { .. } | Self::Status
+            Self::VolumeList
+                | Self::VolumeShow { .. }
+                | Self::SnapshotList { .. }
+                | Self::SnapshotShow { .. }
+                | Self::Status
         )
     }
 }

@@ -10,7 +10,8 @@ use super::Family;
 use super::operate::{OperatorReply, OperatorRequest, Refusal};
 use crate::frame::Message;
 use crate::ids::{
-    Epoch, FreeBatchId, InstanceId, Name, ReadId, RequestToken, Secret, Sequence, SessionId, Target, Term, VolumeId,
+    Epoch, FreeBatchId, InstanceId, Name, ReadId, RequestToken, Secret, Sequence, SessionId, Target, Term,
+    VolumeId,
 };
 use crate::limits::{CHUNKS_PER_MESSAGE_MAX, CHUNKS_PER_PAGE, PATH_BYTES_MAX, RANGES_PER_MESSAGE_MAX};
 use crate::units::{ChunkRange, ChunkSize, Location, StoreExtent};
@@ -286,8 +287,15 @@ impl Message for FromServer {
                 let good = |e: &Extent| e.range.count > 0 && e.range.checked_end().is_some();
                 if extents.iter().all(good) { Ok(()) } else { Err("an empty or overflowing extent") }
             }
-            Self::IdentifyOk(IdentifyOk { geometry: Some(Geometry { head: Head::Adopted { path, .. }, .. }), .. }) => {
-                if path.len() <= PATH_BYTES_MAX { Ok(()) } else { Err("length of a path") }
+            Self::IdentifyOk(IdentifyOk {
+                geometry: Some(Geometry { head: Head::Adopted { path, .. }, .. }),
+                ..
+            }) => {
+                if path.len() <= PATH_BYTES_MAX {
+                    Ok(())
+                } else {
+                    Err("length of a path")
+                }
             }
             _ => Ok(()),
         }
