@@ -1,1 +1,10 @@
-//! The per-node agent: anoints a server, supervises, hands out connections.
+//! The per-node agent: anoints a server, supervises its children, hands out connections.
+//!
+//! It holds the node's session with lockd and decides nothing about data. Clients and exporters of the node, its
+//! server child and the command line talk to it on one unix socket. [`core`] decides and is pure; `shell` (feature
+//! `shell`) moves events between it and the world; [`config`] is the node's one configuration file.
+
+pub mod config;
+pub mod core;
+
+pub use config::NodeConfig;

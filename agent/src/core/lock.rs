@@ -1,0 +1,177 @@
+//! Between the agent and its lockd session: what the session tells, and what is published in it.
+
+use csnap_lockd::client::{ClientEvent, ClientOutput, Identity, LockClient};
+use csnap_proto::Time;
+use csnap_proto::limits::MEMBER_INFO_BYTES_MAX;
+use csnap_proto::message::local::{LockdInfo, NodeInfo};
+use csnap_proto::message::lock::{LockEvent, LockOp, LockReply};
+
+use super::anointing::Anointed;
+use super::{AgentCore, Output};
+
+impl AgentCore {
+    /// Lets the client act, and takes in what it tells.
+    pub(super) fn feed_client(
+        &mut self,
+        now: Time,
+        act: impl FnOnce(&mut LockClient, &mut Vec<ClientOutput>),
+        out: &mut Vec<Output>,
+    ) {
+        let mut outputs = Vec::new();
+        act(&mut self.client, &mut outputs);
+        for output in outputs {
+            match output {
+                ClientOutput::Event(event) => self.on_client(now, event, out),
+                output => out.push(Output::Lockd(output)),
+            }
+        }
+    }
+
+    /// Asks for a lock operation. More than lockd's client takes are never outstanding: one at a time per purpose.
+    pub(super) fn operate(&mut self, now: Time, op: LockOp, out: &mut Vec<Output>) {
+        self.feed_client(
+            now,
+            |client, out| {
+                let ticket = client.operate(now, op, out);
+                assert!(ticket.is_some(), "an agent has a handful of operations outstanding");
+            },
+            out,
+        );
+    }
+
+    fn on_client(&mut self, now: Time, event: ClientEvent, out: &mut Vec<Output>) {
+        match event {
+            ClientEvent::Opened { locks, resumed, .. } => {
+                out.push(Output::Note(format!("lockd answers (resumed: {resumed})")));
+                if self.anointing.is_away() && self.stopping.is_none() {
+                    self.begin(now, &locks, out);
+                }
+                let ask = csnap_lockd::client::ClientInput::Status;
+                self.feed_client(now, |client, out| client.step(now, ask, out), out);
+            }
+            ClientEvent::Answer { op, reply, .. } => self.on_answer(now, &op, reply, out),
+            ClientEvent::Event(event) => self.on_lock_event(now, event, out),
+            ClientEvent::Jeopardy => out.push(Output::Note("lockd does not answer renewals".to_owned())),
+            ClientEvent::Disconnected => {
+                self.lockd = None;
+                out.push(Output::Note("lockd is gone, trying to reach it again".to_owned()));
+            }
+            ClientEvent::SessionLost { reason } => self.on_session_lost(&reason, out),
+            ClientEvent::Closed => {}
+            ClientEvent::Status(status) => {
+                let members = vec![(status.node.clone(), status.pid)];
+                self.lockd = Some(LockdInfo { leader: status.node, members });
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Time, locks: &[csnap_proto::message::lock::LockView], out: &mut Vec<Output>) {
+        self.members.forget();
+        self.published = None;
+        for op in self.anointing.begin(locks) {
+            self.operate(now, op, out);
+        }
+        self.operate(now, LockOp::WatchMembers, out);
+    }
+
+    /// Everything that the session held is gone, and someone else may have it: our server must not go on under it.
+    fn on_session_lost(&mut self, reason: &str, out: &mut Vec<Output>) {
+        out.push(Output::Note(format!("the lockd session is lost: {reason}")));
+        self.lockd = None;
+        if self.anointing.reign().is_some() {
+            self.child.kill(out);
+        }
+        self.anointing.lose();
+        self.members.forget();
+        if self.stopping.is_none() {
+            out.push(Output::DrawIdentity);
+        }
+    }
+
+    pub(super) fn on_identity(&mut self, now: Time, identity: Identity, out: &mut Vec<Output>) {
+        if self.client.is_over() && self.stopping.is_none() {
+            let info = encode(&mut self.node_info());
+            self.feed_client(now, |client, out| client.restart(now, identity, info, out), out);
+        }
+    }
+
+    fn on_answer(&mut self, now: Time, op: &LockOp, reply: LockReply, out: &mut Vec<Output>) {
+        match (op, reply) {
+            (LockOp::WatchMembers, LockReply::Members(members)) => {
+                self.members.reset(now, &self.config.node, members);
+            }
+            (op, LockReply::Invalid(why)) => {
+                // Only a lockd that we do not understand says so; starting over is the one thing left.
+                out.push(Output::Note(format!("lockd refuses {op:?}: {why}")));
+                let anointed = self.anointing.on_answer(now, &self.config.node, op, LockReply::Invalid(why));
+                assert!(anointed.is_none(), "a refusal grants nothing");
+            }
+            (op, reply) => {
+                let anointed = self.anointing.on_answer(now, &self.config.node, op, reply);
+                self.on_anointed(anointed, out);
+            }
+        }
+    }
+
+    fn on_lock_event(&mut self, now: Time, event: LockEvent, out: &mut Vec<Output>) {
+        match event {
+            LockEvent::MemberUp(member) => self.members.up(now, &self.config.node, member),
+            LockEvent::MemberDown { session, .. } => self.members.down(session),
+            LockEvent::Overrun => {
+                let look = self.anointing.look();
+                self.operate(now, look, out);
+                self.operate(now, LockOp::WatchMembers, out);
+            }
+            event => {
+                let anointed = self.anointing.on_event(now, &self.config.node, event);
+                self.on_anointed(anointed, out);
+            }
+        }
+    }
+
+    /// The lock is ours: so is the term. If the child cannot serve after all, the next settling gives it back.
+    fn on_anointed(&mut self, anointed: Option<Anointed>, out: &mut Vec<Output>) {
+        let Some(Anointed { term, pinned }) = anointed else { return };
+        if pinned {
+            self.members.overrule_better(self.priority);
+        }
+        if self.child.is_ready_standby() {
+            out.push(Output::Note(format!("our server is anointed, term {term}")));
+            self.child.anoint(term, out);
+        }
+    }
+
+    /// What the others see of this node.
+    pub(super) fn node_info(&self) -> NodeInfo {
+        NodeInfo {
+            agent_pid: self.config.pid,
+            server_pid: self.child.process().map(|(process, _)| process.pid),
+            export_pid: self.exporter.process().map(|process| process.pid),
+            priority: self.priority,
+            standby_ready: self.child.is_ready_standby() && self.stopping.is_none(),
+            nbd: self.exporter.nbd.clone(),
+            wishes: self.wishes.published(),
+        }
+    }
+
+    pub(super) fn publish_node(&mut self, now: Time, out: &mut Vec<Output>) {
+        let mut info = self.node_info();
+        if self.anointing.is_away() || self.published.as_ref() == Some(&info) {
+            return;
+        }
+        self.published = Some(info.clone());
+        let info = encode(&mut info);
+        self.operate(now, LockOp::SetInfo { info }, out);
+    }
+}
+
+/// The description as bytes that lockd takes: addresses that do not fit are left out, they are for people.
+pub(super) fn encode(info: &mut NodeInfo) -> Vec<u8> {
+    loop {
+        let bytes = postcard::to_stdvec(info).expect("a description encodes");
+        if bytes.len() <= MEMBER_INFO_BYTES_MAX {
+            return bytes;
+        }
+        assert!(info.nbd.pop().is_some(), "without addresses a description is short");
+    }
+}

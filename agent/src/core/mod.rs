@@ -1,0 +1,518 @@
+//! What an agent decides: whose server serves, when a child is killed, who gets a socket.
+//!
+//! [`AgentCore`] is a pure step machine: inputs say what happened, outputs say what to do, in order. It embeds
+//! lockd's [`LockClient`]; time and identities are arguments. The parent here holds the control flow, the parts are
+//! leaves that do not know each other:
+//!
+//! - `anointing`: the loop on the server lock; `members`: the live nodes and their order;
+//! - `child`: the server child; `exporter`: the node's exporter; `reaping`: the dead, to be declared to the server;
+//! - `seekers`: clients that wait for a socket; `wishes`: operators' requests to other nodes;
+//! - `conversation`: what is said on the agent's socket; `saved`: what a later life of the agent must know.
+//!
+//! Each step first takes the input in, then settles: every part does what the state now asks for, whatever led to it.
+//! So a missed or doubled event changes when something happens, never whether.
+//!
+//! *Architecture Invariant*: a child that is gone or does not answer costs one step: it is killed, and the server lock
+//! with its value block given up, before anything else is waited for. The gate of its term makes that safe.
+
+mod anointing;
+mod child;
+mod conversation;
+mod exporter;
+mod lock;
+mod members;
+mod reaping;
+mod saved;
+mod seekers;
+mod wishes;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use csnap_lockd::client::{ClientInput, ClientOutput, Identity, LockClient};
+use csnap_proto::message::local::{
+    FromAgent, LockdInfo, NodeInfo, ServerAddress, ServerState, ToAgent, Wish, WishKind,
+};
+use csnap_proto::{Name, RequestId, SessionId, Term, Time};
+use serde::{Deserialize, Serialize};
+
+pub use self::anointing::SERVER_LOCK;
+pub use self::exporter::ExporterRun;
+pub use self::reaping::Dead;
+pub use self::saved::SavedState;
+pub use self::seekers::Ticket;
+
+use self::anointing::{Anointing, Reign, Situation, Succession};
+use self::child::Child;
+use self::conversation::Peer;
+use self::exporter::Exporter;
+use self::members::Members;
+use self::reaping::Reaping;
+use self::seekers::Seekers;
+use self::wishes::Wishes;
+
+/// How long an orderly end may take; then the agent goes, and its session runs out.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// A connection on the agent's socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    /// Number.
+    pub pid: u32,
+    /// When it started, clock ticks since boot.
+    pub started: u64,
+}
+
+/// Whether a better node gets the server back by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failback {
+    /// Once it has been a ready standby for a while.
+    Auto,
+    /// Only by `csnap server move`.
+    Manual,
+}
+
+/// Times that decide.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Between pings of the child.
+    pub ping_interval: Duration,
+    /// A child that leaves a ping unanswered this long is killed.
+    pub ping_timeout: Duration,
+    /// At a vacancy a node waits this long for each one that ranks before it.
+    pub place_step: Duration,
+    /// A better node gets the server back after this long as a ready standby.
+    pub failback_after: Duration,
+}
+
+/// What a core is made of.
+#[derive(Debug)]
+pub struct CoreConfig {
+    /// This node.
+    pub node: Name,
+    /// Its process.
+    pub pid: u32,
+    /// Configured priority; one that an operator set later and that was saved goes before it.
+    pub priority: u32,
+    /// See [`Failback`].
+    pub failback: Failback,
+    /// See [`Timing`].
+    pub timing: Timing,
+    /// Absolute path of the pool, told to those who ask.
+    pub pool: String,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// Time passed; also the first input.
+    Tick,
+    /// About the connection to lockd.
+    Lockd(ClientInput),
+    /// Answer to [`Output::DrawIdentity`].
+    Identity(Identity),
+    /// Someone with the right to do so connected to the agent's socket.
+    Accepted {
+        /// From now on.
+        conn: ConnId,
+        /// The peer, as the kernel says.
+        process: Process,
+    },
+    /// It said something.
+    Received {
+        /// Who.
+        conn: ConnId,
+        /// Its request.
+        id: RequestId,
+        /// What.
+        message: ToAgent,
+    },
+    /// The connection is gone.
+    Gone {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Answer to [`Output::SpawnServer`].
+    ServerSpawned(Result<Process, String>),
+    /// Answer to [`Output::SpawnExporter`].
+    ExporterSpawned(Result<Process, String>),
+    /// A child was reaped, or a watched process is gone.
+    Ended(Process),
+    /// Answer to [`Output::ConnectServer`].
+    ServerConnect {
+        /// Which attempt.
+        ticket: Ticket,
+        /// The socket is there, kept under the ticket.
+        made: bool,
+    },
+    /// Answer to [`Output::Probe`].
+    Probed {
+        /// Of the probe.
+        term: Term,
+        /// It answered in the name of that term.
+        alive: bool,
+    },
+    /// Answer to [`Output::Declare`].
+    Declared {
+        /// Of the declaration.
+        dead: Dead,
+        /// The server knows it now.
+        done: bool,
+    },
+    /// End in an orderly way.
+    Stop,
+}
+
+/// What is to be done, in order.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// To the connection to lockd; never a `ClientOutput::Event`.
+    Lockd(ClientOutput),
+    /// Draw a session id and a secret.
+    DrawIdentity,
+    /// Send a message.
+    Send {
+        /// Whom.
+        conn: ConnId,
+        /// Of the request that it answers; 0 for none.
+        id: RequestId,
+        /// What.
+        message: FromAgent,
+    },
+    /// Close a connection.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// For the log.
+        reason: &'static str,
+    },
+    /// Start the server child; answered in the same turn.
+    SpawnServer,
+    /// Start the exporter; answered in the same turn.
+    SpawnExporter,
+    /// SIGKILL, and [`Input::Ended`] when it is gone.
+    Kill(Process),
+    /// SIGTERM, and [`Input::Ended`] when it is gone.
+    Terminate(Process),
+    /// [`Input::Ended`] when it is gone.
+    Watch(Process),
+    /// Connect to a server.
+    ConnectServer {
+        /// Name of the attempt.
+        ticket: Ticket,
+        /// Numeric address.
+        tcp: String,
+    },
+    /// Send `message` with the socket of `ticket` beside it.
+    HandOut {
+        /// Which socket.
+        ticket: Ticket,
+        /// Whom.
+        conn: ConnId,
+        /// Of the request.
+        id: RequestId,
+        /// What is said beside the socket.
+        message: FromAgent,
+    },
+    /// Close the socket of `ticket`.
+    DropSocket {
+        /// Which.
+        ticket: Ticket,
+    },
+    /// Ask the server at `tcp` for an answer in the name of `term`.
+    Probe {
+        /// Numeric address.
+        tcp: String,
+        /// Expected.
+        term: Term,
+    },
+    /// Make sure that the last I/O of the dead is gone, and tell the server at `tcp`.
+    Declare {
+        /// Who.
+        dead: Dead,
+        /// Numeric address of the server.
+        tcp: String,
+    },
+    /// Remember this for a later life of the agent.
+    Save(SavedState),
+    /// The orderly end is reached.
+    Stopped,
+    /// For the log.
+    Note(String),
+}
+
+impl Output {
+    /// An unasked message.
+    fn tell(conn: ConnId, message: FromAgent) -> Self {
+        Self::Send { conn, id: RequestId(0), message }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct AgentCore {
+    config: CoreConfig,
+    client: LockClient,
+    priority: u32,
+    anointing: Anointing,
+    members: Members,
+    child: Child,
+    exporter: Exporter,
+    reaping: Reaping,
+    seekers: Seekers,
+    wishes: Wishes,
+    peers: BTreeMap<ConnId, Peer>,
+    /// The server that clients of this node are given; kept while lockd is away.
+    known: Option<ServerAddress>,
+    /// Last term that exporters were told of.
+    told: Term,
+    lockd: Option<LockdInfo>,
+    /// What the others know of us, as far as it was handed to the client.
+    published: Option<NodeInfo>,
+    /// Who waits for a status, and until when a report of the exporter is waited for.
+    statuses: Vec<(ConnId, RequestId)>,
+    statuses_until: Time,
+    saved: Option<SavedState>,
+    /// Processes of an earlier life that must end first, from the saved state.
+    leftovers: Vec<Output>,
+    stopping: Option<Time>,
+    stopped: bool,
+}
+
+impl AgentCore {
+    /// Takes one input in and settles. Outputs are to be carried out in order.
+    pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
+        out.append(&mut self.leftovers);
+        match input {
+            Input::Tick => {}
+            Input::Lockd(input) => self.feed_client(now, |client, out| client.step(now, input, out), out),
+            Input::Identity(identity) => self.on_identity(now, identity, out),
+            Input::Accepted { conn, process } => self.on_accepted(conn, process),
+            Input::Received { conn, id, message } => self.on_message(now, conn, id, message, out),
+            Input::Gone { conn } => self.on_gone(conn, out),
+            Input::ServerSpawned(result) => self.child.spawned(now, result, out),
+            Input::ExporterSpawned(result) => self.exporter.spawned(now, result, out),
+            Input::Ended(process) => self.on_ended(now, process, out),
+            Input::ServerConnect { ticket, made } => self.seekers.on_connect(now, ticket, made, out),
+            Input::Probed { term, alive } => self.seekers.on_probe(now, term, alive),
+            Input::Declared { dead, done } => self.reaping.on_declared(now, dead, done),
+            Input::Stop => self.stopping = self.stopping.or(Some(now.after(STOP_WITHIN))),
+        }
+        self.settle(now, out);
+    }
+
+    /// When to step again at the latest, if nothing else happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let timing = &self.config.timing;
+        let movable = self.reign_that_serves().is_some_and(|reign| reign.succession.is_none());
+        let failback = if movable { self.failback_at() } else { None };
+        let statuses = (!self.statuses.is_empty()).then_some(self.statuses_until);
+        let times = [
+            self.client.next_deadline(),
+            self.child.next_deadline(timing),
+            self.exporter.next_deadline(),
+            self.anointing.next_deadline(&self.situation()),
+            self.seekers.next_deadline(self.known.as_ref()),
+            self.wishes.next_deadline(),
+            self.reaping.next_deadline(self.known.as_ref()),
+            failback,
+            statuses,
+            self.stopping.filter(|_| !self.stopped),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// Does everything that the state asks for. The order matters in one place: the child is judged before the lock is
+    /// pursued, so that a dead one costs no further step.
+    fn settle(&mut self, now: Time, out: &mut Vec<Output>) {
+        self.child.tick(now, &self.config.timing, out);
+        self.exporter.tick(now, out);
+        self.feed_client(now, |client, out| client.step(now, ClientInput::Tick, out), out);
+        self.plan_moves(now, out);
+        self.pursue_lock(now, out);
+        self.publish_node(now, out);
+        self.learn_server(out);
+        self.seekers.tick(now, self.known.as_ref(), out);
+        self.settle_wishes(now, out);
+        self.reaping.tick(now, self.known.as_ref(), out);
+        self.answer_statuses(now, out);
+        self.save_changes(out);
+        self.settle_stop(now, out);
+    }
+
+    /// Does what the lock asks for. Renewal stops while the lock of a dead child waits to be given back.
+    fn pursue_lock(&mut self, now: Time, out: &mut Vec<Output>) {
+        loop {
+            let mut anointing = std::mem::replace(&mut self.anointing, Anointing::new());
+            let op = anointing.pursue(now, &self.situation());
+            self.anointing = anointing;
+            let Some(op) = op else { break };
+            self.operate(now, op, out);
+        }
+        let renewing = !self.anointing.is_releasing();
+        self.feed_client(now, |client, out| client.set_renewing(now, renewing, out), out);
+    }
+
+    fn situation(&self) -> Situation<'_> {
+        let may = self.members.known
+            && self.priority > 0
+            && self.child.is_ready_standby()
+            && self.stopping.is_none();
+        let duty = self.child.process().and_then(|(_, term)| term).filter(|term| self.child.has_term(*term));
+        Situation {
+            node: &self.config.node,
+            place: may.then(|| self.members.place(&self.config.node, self.priority)),
+            place_step: self.config.timing.place_step,
+            child: duty.map(|term| (term, self.child.serving_term() == Some(term))),
+            tcp: self.child.tcp().unwrap_or_default(),
+            drained: self.child.is_drained(),
+        }
+    }
+
+    /// Starts a planned move when a better node waits, an operator wishes it, or this agent ends.
+    fn plan_moves(&mut self, now: Time, out: &mut Vec<Output>) {
+        let wished = self.take_on_move();
+        let better =
+            self.failback_at().filter(|at| *at <= now).and_then(|_| self.members.better_than(self.priority));
+        let better = better.map(|(_, node)| Succession::To { node: node.clone(), pinned: false });
+        let stopping = self.stopping.map(|_| Succession::Open);
+        let Some(reign) = self.anointing.reign_mut() else { return };
+        if reign.succession.is_some() || self.child.serving_term() != Some(reign.term) {
+            // A server that is still taking over has nothing to drain; one told to stop is simply ended.
+            if self.stopping.is_some() && reign.succession.is_none() {
+                self.child.stop(out);
+            }
+            return;
+        }
+        if let Some(succession) = stopping.or(wished).or(better) {
+            out.push(Output::Note(format!(
+                "the server of term {} is handed over: {succession:?}",
+                reign.term
+            )));
+            reign.succession = Some(succession);
+            self.child.drain(now, out);
+        }
+    }
+
+    fn failback_at(&self) -> Option<Time> {
+        let (since, _) = self.members.better_than(self.priority)?;
+        (self.config.failback == Failback::Auto).then(|| since.after(self.config.timing.failback_after))
+    }
+
+    /// Our reign, once our child serves under it.
+    fn reign_that_serves(&self) -> Option<&Reign> {
+        self.anointing.reign().filter(|reign| self.child.serving_term() == Some(reign.term))
+    }
+
+    /// Every wish that is published, our own included.
+    fn all_wishes(&self) -> Vec<(SessionId, Wish)> {
+        let own = self.client.identity().session;
+        let mine = self.wishes.published().into_iter().map(|wish| (own, wish));
+        mine.chain(self.members.wishes().map(|(session, wish)| (session, wish.clone()))).collect()
+    }
+
+    /// A wish to move the server that we did not act on yet, if the server is ours to move.
+    fn take_on_move(&mut self) -> Option<Succession> {
+        self.reign_that_serves().filter(|reign| reign.succession.is_none())?;
+        for (session, wish) in self.all_wishes() {
+            if let WishKind::MoveServer { node } = &wish.what
+                && self.members.find(node).is_some_and(|peer| peer.info.standby_ready)
+                && self.wishes.take_on(session, &wish)
+            {
+                return Some(Succession::To { node: node.clone(), pinned: true });
+            }
+        }
+        None
+    }
+
+    /// Knows the server that serves: our own as soon as it says so, another's as the value block says. While lockd is
+    /// away the last one stays known, for a server goes on without lockd.
+    fn learn_server(&mut self, out: &mut Vec<Output>) {
+        let me = &self.config.node;
+        if let (Some(term), Some(tcp)) = (self.child.serving_term(), self.child.tcp()) {
+            let state = ServerState::Ready;
+            self.known = Some(ServerAddress { node: me.clone(), term, tcp: tcp.to_owned(), state });
+        } else {
+            if self.anointing.has_looked() {
+                let ready = |address: &ServerAddress| address.state == ServerState::Ready;
+                self.known = self.anointing.published().filter(ready);
+            }
+            // Ours, and not serving any more: the lock is on its way back.
+            self.known.take_if(|address| address.node == *me);
+        }
+        let Some(term) = self.known.as_ref().map(|known| known.term).filter(|term| *term > self.told) else {
+            return;
+        };
+        self.told = term;
+        if let Some(conn) = self.exporter.conn() {
+            out.push(Output::tell(conn, FromAgent::ServerReady { term }));
+        }
+    }
+
+    fn on_ended(&mut self, now: Time, process: Process, out: &mut Vec<Output>) {
+        if let Some(term) = self.child.on_exit(now, process.pid) {
+            self.reaping.add(Dead::Server { term });
+        }
+        if let Some(run) = self.exporter.on_exit(now, process, out) {
+            self.reaping.add(Dead::Exporter(run));
+        }
+        self.reaping.on_leftover_ended(process);
+    }
+
+    /// Ends when the child is gone, the lock given back, and the session closed; or when it takes too long.
+    fn settle_stop(&mut self, now: Time, out: &mut Vec<Output>) {
+        let Some(until) = self.stopping.filter(|_| !self.stopped) else { return };
+        if self.anointing.is_idle() {
+            self.child.stop(out);
+            if self.client.is_open() && !self.anointing.is_away() {
+                self.anointing.lose();
+                self.feed_client(now, |client, out| client.step(now, ClientInput::Close, out), out);
+            }
+        }
+        let nothing_left = self.child.is_stopped() && (self.client.is_over() || !self.client.is_open());
+        if nothing_left || until <= now {
+            self.stopped = true;
+            self.child.stop(out);
+            out.push(Output::Stopped);
+        }
+    }
+
+    fn wish_fulfilled(&self, what: &WishKind) -> bool {
+        match what {
+            WishKind::MoveServer { node } => self.known.as_ref().is_some_and(|known| known.node == *node),
+            WishKind::SetPriority { node, priority } if *node == self.config.node => {
+                self.priority == *priority
+            }
+            WishKind::SetPriority { node, priority } => {
+                self.members.find(node).is_some_and(|peer| peer.info.priority == *priority)
+            }
+        }
+    }
+
+    fn settle_wishes(&mut self, now: Time, out: &mut Vec<Output>) {
+        self.act_on_priority_wishes(out);
+        let mut wishes = std::mem::take(&mut self.wishes);
+        wishes.settle(now, |what| self.wish_fulfilled(what), |what| self.why_not(what), out);
+        self.wishes = wishes;
+    }
+
+    fn act_on_priority_wishes(&mut self, out: &mut Vec<Output>) {
+        let published = self.all_wishes();
+        self.wishes.forget_but(&published);
+        for (session, wish) in published {
+            if let WishKind::SetPriority { node, priority } = wish.what.clone()
+                && node == self.config.node
+                && self.wishes.take_on(session, &wish)
+            {
+                out.push(Output::Note(format!("priority is {priority} from now on")));
+                self.priority = priority;
+            }
+        }
+    }
+}

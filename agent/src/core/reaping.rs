@@ -1,0 +1,106 @@
+//! Processes of this node that died: the server must hear of each, or what they held stays held.
+//!
+//! A declaration is repeated until some server took it in, also by a later life of the agent. That the last I/O of the
+//! dead is gone is checked by whoever carries the declaration out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use csnap_proto::message::local::ServerAddress;
+use csnap_proto::{Term, Time};
+use serde::{Deserialize, Serialize};
+
+use super::{ExporterRun, Output, Process};
+
+/// Wait before a declaration that was not taken in is repeated.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Most dead that wait to be declared: an exporter that dies every few seconds for hours. Beyond, the oldest is left to
+/// the operator's fence.
+const DEAD_MAX: usize = 4096;
+
+/// Who died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Dead {
+    /// A run of the exporter.
+    Exporter(ExporterRun),
+    /// The server of this term, reaped.
+    Server {
+        /// Its term.
+        term: Term,
+    },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Reaping {
+    waiting: BTreeSet<Dead>,
+    in_flight: BTreeSet<Dead>,
+    not_before: Time,
+    /// Servers of an earlier life of the agent that still run.
+    leftovers: BTreeMap<Process, Term>,
+}
+
+impl Reaping {
+    pub(super) fn new(dead: BTreeSet<Dead>) -> Self {
+        Self { waiting: dead, ..Self::default() }
+    }
+
+    pub(super) fn add(&mut self, dead: Dead) {
+        self.waiting.insert(dead);
+        if self.waiting.len() > DEAD_MAX {
+            self.waiting.pop_first();
+        }
+    }
+
+    /// A server of an earlier life runs on; it counts as dead when it has ended.
+    pub(super) fn expect(&mut self, process: Process, term: Term) {
+        self.leftovers.insert(process, term);
+    }
+
+    pub(super) fn on_leftover_ended(&mut self, process: Process) {
+        if let Some(term) = self.leftovers.remove(&process) {
+            self.add(Dead::Server { term });
+        }
+    }
+
+    /// Declares to the server that serves. A dead server is declared to its successors only.
+    pub(super) fn tick(&mut self, now: Time, known: Option<&ServerAddress>, out: &mut Vec<Output>) {
+        let Some(known) = known.filter(|_| self.not_before <= now) else { return };
+        let due: Vec<_> = self.due(known.term).copied().collect();
+        for dead in due {
+            self.in_flight.insert(dead);
+            out.push(Output::Declare { dead, tcp: known.tcp.clone() });
+        }
+    }
+
+    pub(super) fn on_declared(&mut self, now: Time, dead: Dead, done: bool) {
+        self.in_flight.remove(&dead);
+        if done {
+            self.waiting.remove(&dead);
+        } else {
+            self.not_before = now.after(AGAIN);
+        }
+    }
+
+    pub(super) fn waiting(&self) -> &BTreeSet<Dead> {
+        &self.waiting
+    }
+
+    /// Servers of earlier lives that are not known dead yet.
+    pub(super) fn expected(&self) -> impl Iterator<Item = (Process, Term)> {
+        self.leftovers.iter().map(|(process, term)| (*process, *term))
+    }
+
+    pub(super) fn next_deadline(&self, known: Option<&ServerAddress>) -> Option<Time> {
+        known.filter(|known| self.due(known.term).next().is_some()).map(|_| self.not_before)
+    }
+
+    fn due(&self, serving: Term) -> impl Iterator<Item = &Dead> {
+        let ripe = move |dead: &&Dead| match dead {
+            Dead::Exporter(_) => true,
+            Dead::Server { term } => *term < serving,
+        };
+        self.waiting.iter().filter(ripe).filter(|dead| !self.in_flight.contains(dead))
+    }
+}
