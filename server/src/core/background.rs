@@ -1,0 +1,99 @@
+//! Work that nobody waits for: reaping deleted snapshots, giving space back, removing heads, ending operators'
+//! sessions that were left behind. In slices, one a batch at most, so that it never stands before a request for long.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use csnap_proto::{SessionId, StoreExtent, Time, VolumeId};
+
+use super::{Out, Output, ServerCore};
+use crate::state::{Attached, Record};
+
+/// How often the core looks around when nothing happens: a fraction of what anyone would call soon.
+pub(super) const TICK: Duration = Duration::from_millis(50);
+
+/// Versions reaped in one slice: about a millisecond of work, a record of some 20 KiB.
+const REAP_SLICE_VERSIONS: usize = 2048;
+
+/// Extents punched in one go: some 10 ms of a plain disk.
+const PUNCH_SLICE_EXTENTS: usize = 64;
+
+/// An operator's session whose owner vanished is kept this long for a resend.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(600);
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Background {
+    punching: bool,
+    /// A tick passed since the last slice: one is due even under load.
+    due: bool,
+    removing: BTreeSet<VolumeId>,
+    next_sweep: Time,
+    /// Operators' sessions that were absent at the last sweep, since when.
+    absent: std::collections::BTreeMap<SessionId, Time>,
+}
+
+impl ServerCore {
+    pub(super) fn on_tick(&mut self, out: Out) {
+        self.drop_silent(out);
+        self.expire_creates();
+        self.start_tasks(out);
+        self.background.due = true;
+        if self.now >= self.background.next_sweep {
+            self.background.next_sweep = self.now.after(Duration::from_secs(1));
+            self.sweep_operators();
+            self.grants.space_came_back();
+        }
+    }
+
+    /// At the end of a turn: one slice, if nothing else is in flight or a tick passed.
+    pub(super) fn work_in_background(&mut self) {
+        if self.draining || !(self.background.due || self.pipeline.is_idle()) {
+            return;
+        }
+        self.background.due = false;
+        if let Some(record) = self.state.next_reap(REAP_SLICE_VERSIONS) {
+            self.record(record);
+            self.grants.space_came_back();
+        }
+        if !self.background.punching {
+            if let Some(extents) = self.state.next_punch(PUNCH_SLICE_EXTENTS) {
+                self.background.punching = true;
+                self.pipeline.then(Output::Punch { extents });
+            }
+        }
+        let removable: Vec<VolumeId> =
+            self.state.removable_heads().filter(|v| !self.background.removing.contains(v)).collect();
+        for volume in removable {
+            self.background.removing.insert(volume);
+            self.pipeline.then(Output::RemoveHead { volume });
+        }
+    }
+
+    pub(super) fn on_punched(&mut self, extents: Vec<StoreExtent>) {
+        self.background.punching = false;
+        self.record(Record::Punched { extents });
+    }
+
+    pub(super) fn on_head_removed(&mut self, volume: VolumeId) {
+        if self.background.removing.remove(&volume) {
+            self.record(Record::HeadRemoved { volume });
+        }
+    }
+
+    /// An operator's session holds nothing but results for resends: a long absence ends it.
+    fn sweep_operators(&mut self) {
+        let now = self.now;
+        let is_absent = |id: &SessionId| self.connections.of_session(*id).is_none();
+        let operators = self.state.sessions().filter(|s| s.attached == Attached::Operator).map(|s| s.id);
+        let absent: BTreeSet<SessionId> = operators.filter(is_absent).collect();
+        self.background.absent.retain(|id, _| absent.contains(id));
+        absent.iter().for_each(|&id| drop(self.background.absent.entry(id).or_insert(now)));
+        let late = |(&id, &since): (&SessionId, &Time)| (since.after(OPERATOR_PATIENCE) <= now).then_some(id);
+        let late: Vec<SessionId> = self.background.absent.iter().filter_map(late).collect();
+        for id in late {
+            self.background.absent.remove(&id);
+            self.end_session(id);
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! The server's decisions: who is connected, what is granted, which snapshot reads are confirmed, when a snapshot is
+//! made, in which order anything becomes visible.
+//!
+//! A pure step machine: [`ServerCore::step`] takes one event and appends what is to be done to a list of outputs, in
+//! the order in which it must be done. It knows no socket, file, clock or runtime. The shell (and the simulated
+//! world) carries outputs out and reports what came of them; [`ServerCore::end_turn`] is called when no further
+//! event is at hand, and starts the next batch.
+//!
+//! *Architecture Invariant*: nothing is sent and nothing destructive is done except as an effect of a batch (see
+//! [`commit`]): durable, then gate open, then act. Outputs outside of batches only read, reserve, or write what
+//! nobody refers to yet.
+//!
+//! *Architecture Invariant*: a chunk is granted only when the state says that no live snapshot shares its head; marks
+//! that overlap a chunk are broken in the step that makes it unique.
+
+mod background;
+mod commit;
+mod connection;
+mod create;
+mod grant;
+mod operate;
+mod read;
+mod session;
+mod show;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use csnap_proto::message::operate::{Refusal, RefusalKind};
+use csnap_proto::message::volume::{FromServer, ToServer};
+use csnap_proto::{ChunkRange, Frame, RequestId, StoreExtent, Term, Time, VolumeId, WallMillis};
+
+pub use self::commit::BATCH_BYTES_MAX;
+use self::commit::Pipeline;
+use self::connection::Connections;
+use self::create::Creates;
+use self::grant::Grants;
+use self::operate::Operations;
+use crate::state::{Origin, Record, State};
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+        pub struct $name(pub u64);
+    };
+}
+
+number! {
+    /// A connection, numbered by the shell; never reused.
+    ConnId
+}
+number! {
+    /// A batch of records and effects.
+    BatchId
+}
+number! {
+    /// A copy-out in flight.
+    CopyId
+}
+number! {
+    /// A file operation on behalf of an operator.
+    TaskId
+}
+
+/// What an operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// A client that is silent for so long is counted absent and its connection closed. Absent is not dead.
+    pub client_lease: Duration,
+    /// A snapshot create fails when the volume's writer has not drained by then.
+    pub drain_patience: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { client_lease: Duration::from_secs(15), drain_patience: Duration::from_secs(5) }
+    }
+}
+
+/// Moves of one copy-out: the head's content goes to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyOut {
+    /// Whose head.
+    pub volume: VolumeId,
+    /// Where the head lies.
+    pub origin: Origin,
+    /// Bytes of a chunk.
+    pub chunk_bytes: u64,
+    /// Bytes of the volume; what lies beyond reads as zeros.
+    pub size_bytes: u64,
+    /// Each run of chunks with the place that was reserved for it, of the same length.
+    pub moves: Vec<(ChunkRange, StoreExtent)>,
+}
+
+/// Why a copy-out did not happen. Nothing refers to what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyError {
+    /// The head could not be read.
+    Origin(String),
+    /// The store has no room after all.
+    NoSpace,
+}
+
+/// A file operation that a request waits for. None of them touches anything that is referred to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Make the head of a new volume: exclusive, sparse, synced.
+    CreateHead {
+        /// Its id.
+        volume: VolumeId,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// Look at an origin that is to be adopted.
+    InspectOrigin {
+        /// Absolute path.
+        path: String,
+    },
+    /// Make durable what was written to a head that nobody has open.
+    SyncHead {
+        /// Its id.
+        volume: VolumeId,
+        /// Where it lies.
+        origin: Origin,
+    },
+    /// Ask the file system what is free, and what the heads take.
+    Measure {
+        /// Heads in the pool.
+        heads: Vec<VolumeId>,
+    },
+}
+
+/// What came of a [`Task`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskDone {
+    /// Created, or synced.
+    Done,
+    /// An origin, with its canonical path.
+    Inspected {
+        /// Absolute, without symbolic links.
+        path: String,
+        /// Bytes.
+        size_bytes: u64,
+        /// Device number.
+        device: u64,
+        /// Inode.
+        inode: u64,
+        /// It lies in the pool itself.
+        in_pool: bool,
+    },
+    /// Space.
+    Measured {
+        /// Free in the file system, bytes.
+        free_bytes: u64,
+        /// Taken by the heads asked for, bytes.
+        heads_bytes: u64,
+    },
+    /// It failed.
+    Failed(Refusal),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection came in.
+    Accepted {
+        /// Its number.
+        conn: ConnId,
+    },
+    /// A connection is gone.
+    Closed {
+        /// Its number.
+        conn: ConnId,
+    },
+    /// A frame arrived.
+    Frame {
+        /// On this connection.
+        conn: ConnId,
+        /// The frame.
+        frame: Frame<ToServer>,
+    },
+    /// The batch is in the journal, durable.
+    Appended {
+        /// Which.
+        batch: BatchId,
+    },
+    /// The gate was read for the batch.
+    Gate {
+        /// Which.
+        batch: BatchId,
+        /// Whether it was open.
+        open: bool,
+    },
+    /// A copy-out ended: the data is durable.
+    CopiedOut {
+        /// Which.
+        copy: CopyId,
+        /// Runs whose content was all zeros (nothing was written for them), or why it failed.
+        result: Result<Vec<ChunkRange>, CopyError>,
+    },
+    /// The arena takes more.
+    ArenaGrown {
+        /// Which arena of this term.
+        arena: u32,
+        /// Reserved from its start, bytes; `None` when the file system is full.
+        reserved_bytes: Option<u64>,
+    },
+    /// A task ended.
+    TaskEnded {
+        /// Which.
+        task: TaskId,
+        /// How.
+        done: TaskDone,
+    },
+    /// Space was given back to the file system.
+    Punched {
+        /// Which.
+        extents: Vec<StoreExtent>,
+    },
+    /// Heads were removed.
+    HeadRemoved {
+        /// Of which volume.
+        volume: VolumeId,
+    },
+    /// The journal wants a checkpoint with one of the next batches.
+    CheckpointDue,
+    /// The agent wants the server to go: finish what is in flight, then exit.
+    Drain,
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done, in the order given.
+#[derive(Debug)]
+pub enum Output {
+    /// Append to the journal, sync, report [`Input::Appended`]. A failure ends the process.
+    Append {
+        /// Which.
+        batch: BatchId,
+        /// Records.
+        body: Vec<u8>,
+        /// The state as of this batch, if the journal wanted one: to be written beside, while serving.
+        checkpoint: Option<Box<State>>,
+    },
+    /// Read the own gate, report [`Input::Gate`].
+    ReadGate {
+        /// For which batch.
+        batch: BatchId,
+    },
+    /// Send a frame.
+    Send {
+        /// On this connection.
+        conn: ConnId,
+        /// The frame.
+        frame: Frame<FromServer>,
+    },
+    /// Close a connection, after what was sent on it.
+    Close {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Copy heads' content to the store and sync it, report [`Input::CopiedOut`].
+    CopyOut {
+        /// Which.
+        copy: CopyId,
+        /// What.
+        job: CopyOut,
+    },
+    /// Make room in an arena of this term (creating it exclusively if `reserved_bytes` was 0), report
+    /// [`Input::ArenaGrown`].
+    GrowArena {
+        /// Which.
+        arena: u32,
+        /// Reserved so far, bytes.
+        from_bytes: u64,
+        /// Wanted, bytes.
+        to_bytes: u64,
+    },
+    /// Do a file operation, report [`Input::TaskEnded`].
+    Start {
+        /// Which.
+        task: TaskId,
+        /// What.
+        what: Task,
+    },
+    /// Give space back to the file system, report [`Input::Punched`].
+    Punch {
+        /// Which.
+        extents: Vec<StoreExtent>,
+    },
+    /// Remove a head that nothing refers to, report [`Input::HeadRemoved`].
+    RemoveHead {
+        /// Of which volume.
+        volume: VolumeId,
+    },
+    /// End the process.
+    Exit {
+        /// Why.
+        reason: Exit,
+    },
+}
+
+/// Why a server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The gate is closed: a successor reigns.
+    Deposed,
+    /// Drained for a hand-over.
+    Drained,
+}
+
+/// The server. See the module's documentation.
+pub struct ServerCore {
+    term: Term,
+    config: Config,
+    now: Time,
+    wall: WallMillis,
+    state: State,
+    pipeline: Pipeline,
+    connections: Connections,
+    grants: Grants,
+    creates: Creates,
+    operations: Operations,
+    background: background::Background,
+    checkpoint_due: bool,
+    draining: bool,
+    exiting: bool,
+}
+
+/// What an event meets on its way through the core: shared by every handler.
+type Out<'a> = &'a mut Vec<Output>;
+
+impl ServerCore {
+    /// A server of `term` over the state that it took over. Nothing has been sent or recorded yet.
+    #[must_use]
+    pub fn new(term: Term, config: Config, state: State, now: Time, wall: WallMillis) -> Self {
+        let mut core = Self {
+            term,
+            config,
+            now,
+            wall,
+            state,
+            pipeline: Pipeline::default(),
+            connections: Connections::default(),
+            grants: Grants::default(),
+            creates: Creates::default(),
+            operations: Operations::default(),
+            background: background::Background::default(),
+            checkpoint_due: false,
+            draining: false,
+            exiting: false,
+        };
+        core.record(Record::TermBegin { term });
+        core
+    }
+
+    /// Takes one event. `wall` is shown to people, and decides nothing.
+    pub fn step(&mut self, now: Time, wall: WallMillis, input: Input, out: Out) {
+        self.now = now;
+        self.wall = wall;
+        if self.exiting {
+            return;
+        }
+        match input {
+            Input::Accepted { conn } => self.on_accepted(conn, out),
+            Input::Closed { conn } => self.on_closed(conn),
+            Input::Frame { conn, frame } => self.on_frame(conn, frame, out),
+            Input::Appended { batch } => self.pipeline.appended(batch, out),
+            Input::Gate { batch, open: true } => self.pipeline.gate_open(batch, out),
+            Input::Gate { open: false, .. } => self.exit(Exit::Deposed, out),
+            Input::CopiedOut { copy, result } => self.on_copied_out(copy, result),
+            Input::ArenaGrown { arena, reserved_bytes } => self.on_arena_grown(arena, reserved_bytes),
+            Input::TaskEnded { task, done } => self.on_task_ended(task, done, out),
+            Input::Punched { extents } => self.on_punched(extents),
+            Input::HeadRemoved { volume } => self.on_head_removed(volume),
+            Input::CheckpointDue => self.checkpoint_due = true,
+            Input::Drain => self.draining = true,
+            Input::Tick => self.on_tick(out),
+        }
+    }
+
+    /// No further event is at hand: starts what gathered meanwhile.
+    pub fn end_turn(&mut self, out: Out) {
+        if self.exiting {
+            return;
+        }
+        self.start_copies(out);
+        self.work_in_background();
+        if self.draining && self.is_quiet() {
+            self.exit(Exit::Drained, out);
+            return;
+        }
+        let exact = self.pipeline.start(out);
+        if exact && self.checkpoint_due {
+            if let Some(Output::Append { checkpoint, .. }) = out.last_mut() {
+                *checkpoint = Some(Box::new(self.state.clone()));
+                self.checkpoint_due = false;
+            }
+        }
+    }
+
+    /// When [`Input::Tick`] is wanted next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Time {
+        let soonest = [self.connections.next_deadline(&self.config), self.creates.next_deadline()];
+        let idle = self.now.after(background::TICK);
+        soonest.into_iter().flatten().fold(idle, Time::min)
+    }
+
+    /// The state in memory; ahead of the journal by what is in flight.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The term that it serves under.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Whether reading connections should pause: the server drains, or is behind.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.pipeline.is_idle() && self.grants.is_idle() && self.operations.is_idle()
+    }
+
+    fn exit(&mut self, reason: Exit, out: Out) {
+        self.exiting = true;
+        out.push(Output::Exit { reason });
+    }
+
+    /// Applies a record and puts it into the open batch. A record that does not fit is a bug: the process dies with
+    /// the state that is in the journal.
+    fn record(&mut self, record: Record) {
+        if let Err(corrupt) = self.state.apply(&record) {
+            panic!("{corrupt}, while applying {record:?}");
+        }
+        self.pipeline.record(&record);
+    }
+
+    /// Sends once everything recorded so far is durable and the gate was seen open.
+    fn send(&mut self, conn: ConnId, id: RequestId, message: FromServer) {
+        let frame = Frame { id, term: self.term, message };
+        self.pipeline.then(Output::Send { conn, frame });
+    }
+
+    fn refuse(&mut self, conn: ConnId, id: RequestId, kind: RefusalKind, reason: impl Into<String>) {
+        self.send(conn, id, FromServer::Refused(Refusal::new(kind, reason)));
+    }
+}
+
+/// A map from volumes to something small.
+type ByVolume<T> = BTreeMap<VolumeId, T>;

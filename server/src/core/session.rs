@@ -1,0 +1,256 @@
+//! Sessions: who may attach what, who comes back, who is gone for good.
+//!
+//! A session outlives its connections and its servers. It ends by its own Release, or because somebody *knows* that
+//! its process is dead with its I/O returned (the agent that reaped it), or because the operator vouches for a fenced
+//! node. A timeout ends nothing: an absent writer keeps its volume.
+
+use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
+use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Head, Identify, IdentifyOk};
+use csnap_proto::{Epoch, FreeBatchId, InstanceId, RequestId, SessionId, Target, Term, VolumeId};
+
+use super::connection::Peer;
+use super::{ConnId, Out, Output, ServerCore};
+use crate::state::{Attached, Origin, Record, Session};
+
+/// Batches in one Renewed; the client comes back for more with its next Renew.
+const FORGETS_PER_RENEW_MAX: usize = 16;
+
+/// Extents in one Forget beyond which the client is told to forget everything: a quarter of a frame.
+const EXTENTS_PER_FORGET_MAX: usize = 8192;
+
+impl ServerCore {
+    pub(super) fn on_identify(&mut self, conn: ConnId, id: RequestId, identify: Identify, out: Out) {
+        let attached = match self.admit(&identify) {
+            Ok(attached) => attached,
+            Err(refusal) => {
+                self.send(conn, id, FromServer::Refused(refusal));
+                self.pipeline.then(Output::Close { conn });
+                return;
+            }
+        };
+        let peer = Peer {
+            session: identify.session,
+            secret: identify.secret,
+            instance: identify.instance,
+            node: identify.node,
+            pid: identify.pid,
+            attached,
+        };
+        if attached != Attached::Operator && self.state.session(peer.session).is_none() {
+            self.open_session(&peer);
+        }
+        if let Some(older) = self.connections.identify(conn, peer) {
+            self.drop_connection(older, out);
+        }
+        self.welcome(conn, id, attached);
+    }
+
+    /// Whether the session may come, and what it has attached.
+    fn admit(&self, identify: &Identify) -> Result<Attached, Refusal> {
+        if let Some(known) = self.state.session(identify.session) {
+            let same = known.secret == identify.secret;
+            return if same { Ok(known.attached) } else { Err(denied()) };
+        }
+        if let Some(conn) = self.connections.of_session(identify.session) {
+            let same = self.connections.peer(conn).is_some_and(|peer| peer.secret == identify.secret);
+            if !same {
+                return Err(denied());
+            }
+        }
+        match &identify.attach {
+            Attach::Operator => Ok(Attached::Operator),
+            Attach::Snapshot(target) => self.snapshot_id(target).map(|(v, e)| Attached::Snapshot(v, e)),
+            Attach::Writer(name) => {
+                let volume = self.volume_id(name)?;
+                self.check_import(volume, identify)?;
+                match self.state.writer_of(volume) {
+                    None => Ok(Attached::Writer(volume)),
+                    Some(holder) => Err(self.held_by(name.as_str(), holder)),
+                }
+            }
+        }
+    }
+
+    /// A volume that is being imported is its importer's alone.
+    fn check_import(&self, volume: VolumeId, identify: &Identify) -> Result<(), Refusal> {
+        let importer = self.state.volume(volume).and_then(|v| v.importer).and_then(|s| self.state.session(s));
+        match importer {
+            Some(importer) if importer.instance != identify.instance => {
+                Err(Refusal::new(RefusalKind::Busy, format!("it is being imported on node {}", importer.node)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn held_by(&self, name: &str, holder: &Session) -> Refusal {
+        let present = self.connections.of_session(holder.id).is_some();
+        let state = if present { "attached" } else { "attached, and lost: it must come back, be reaped or be fenced," };
+        let reason = format!("{name} is {state} on node {} (pid {})", holder.node, holder.pid);
+        Refusal::new(RefusalKind::Busy, reason)
+    }
+
+    fn open_session(&mut self, peer: &Peer) {
+        self.record(Record::SessionOpen {
+            session: peer.session,
+            secret: peer.secret,
+            instance: peer.instance,
+            node: peer.node.clone(),
+            pid: peer.pid,
+            attached: peer.attached,
+            opened: self.wall,
+        });
+    }
+
+    /// Operators' sessions are recorded with their first change: asking leaves no trace.
+    pub(super) fn open_operator_session(&mut self, peer: &Peer) {
+        if self.state.session(peer.session).is_none() {
+            self.open_session(peer);
+        }
+    }
+
+    /// Tells a client what it attached. Outside a drain this is also the Resume: the client may write again.
+    fn welcome(&mut self, conn: ConnId, id: RequestId, attached: Attached) {
+        let lease_ms = u64::try_from(self.config.client_lease.as_millis()).unwrap_or(u64::MAX);
+        let mut answer =
+            IdentifyOk { geometry: None, epoch: Epoch(0), all_unique: false, lease_ms, advice_follows: false };
+        match attached {
+            Attached::Operator => {}
+            Attached::Writer(volume) => {
+                answer.geometry = self.geometry(volume, None);
+                answer.epoch = self.state.volume(volume).map_or(Epoch(0), |v| v.epoch);
+                answer.all_unique = self.state.youngest_live_snapshot(volume).is_none();
+                answer.advice_follows = self.creates.is_active(volume);
+            }
+            Attached::Snapshot(volume, epoch) => {
+                answer.geometry = self.geometry(volume, Some(epoch));
+                answer.epoch = epoch;
+                if answer.geometry.is_none() {
+                    return self.refuse(conn, id, RefusalKind::Gone, "the snapshot was deleted");
+                }
+            }
+        }
+        let advice_follows = answer.advice_follows;
+        self.send(conn, id, FromServer::IdentifyOk(answer));
+        if let (Attached::Writer(volume), true) = (attached, advice_follows) {
+            self.advise_newcomer(volume, conn);
+        }
+    }
+
+    fn geometry(&self, volume: VolumeId, epoch: Option<Epoch>) -> Option<Geometry> {
+        let v = self.state.volume(volume)?;
+        let snapshot = match epoch {
+            None => None,
+            Some(epoch) => Some(self.state.snapshot(volume, epoch)?),
+        };
+        let head = match &v.origin {
+            Origin::Pool => Head::Pool,
+            Origin::Adopted { path, device, inode } => {
+                Head::Adopted { path: path.clone(), device: *device, inode: *inode }
+            }
+        };
+        let target = Target { volume: v.name.clone(), snapshot: snapshot.map(|s| s.name.clone()) };
+        let size_bytes = snapshot.map_or(v.size_bytes, |s| s.size_bytes);
+        Some(Geometry { volume, target, size_bytes, chunk: v.chunk, head })
+    }
+
+    /// The volume that the session of this connection writes.
+    pub(super) fn writes_to(&self, conn: ConnId) -> Option<VolumeId> {
+        match self.connections.peer(conn)?.attached {
+            Attached::Writer(volume) => Some(volume),
+            Attached::Snapshot(..) | Attached::Operator => None,
+        }
+    }
+
+    pub(super) fn on_renew(&mut self, conn: ConnId, id: RequestId, forgotten: FreeBatchId) {
+        let Some(peer) = self.connections.peer(conn).cloned() else { return };
+        let told = self.connections.get(conn).map_or(FreeBatchId(0), |c| c.told);
+        let confirmed = self.state.session(peer.session).map(|s| s.confirmed);
+        // A client confirms what it was told on this connection; anything else is not believed.
+        if confirmed.is_some_and(|confirmed| forgotten > confirmed) && forgotten <= told {
+            self.record(Record::FreesConfirmed { session: peer.session, upto: forgotten });
+        }
+        let forget = self.forgets(peer.session, told);
+        if let (Some(last), Some(connection)) = (forget.last(), self.connections.get_mut(conn)) {
+            connection.told = last.batch;
+        }
+        let (epoch, all_unique) = match peer.attached {
+            Attached::Writer(v) => {
+                (self.state.volume(v).map(|v| v.epoch), self.state.youngest_live_snapshot(v).is_none())
+            }
+            Attached::Snapshot(_, epoch) => (Some(epoch), false),
+            Attached::Operator => (None, false),
+        };
+        let epoch = epoch.unwrap_or(Epoch(0));
+        self.send(conn, id, FromServer::Renewed { forget, all_unique, epoch });
+    }
+
+    fn forgets(&self, session: SessionId, told: FreeBatchId) -> Vec<Forget> {
+        let batches = self.state.unconfirmed_frees(session).filter(|(batch, _)| *batch > told);
+        let forget = |(batch, extents): (FreeBatchId, &[csnap_proto::StoreExtent])| {
+            let too_many = extents.len() > EXTENTS_PER_FORGET_MAX / FORGETS_PER_RENEW_MAX;
+            Forget { batch, extents: if too_many { Vec::new() } else { extents.to_vec() } }
+        };
+        batches.take(FORGETS_PER_RENEW_MAX).map(forget).collect()
+    }
+
+    pub(super) fn on_release(&mut self, conn: ConnId, id: RequestId) {
+        let Some(session) = self.connections.peer(conn).map(|peer| peer.session) else { return };
+        self.end_session(session);
+        self.send(conn, id, FromServer::Released);
+        self.pipeline.then(Output::Close { conn });
+    }
+
+    pub(super) fn end_sessions_of(&mut self, instance: InstanceId) {
+        let sessions: Vec<SessionId> =
+            self.state.sessions().filter(|s| s.instance == instance).map(|s| s.id).collect();
+        sessions.into_iter().for_each(|session| self.end_session(session));
+    }
+
+    /// The session is over: nothing of its I/O is under way, or its node is fenced.
+    pub(super) fn end_session(&mut self, session: SessionId) {
+        let Some(attached) = self.state.session(session).map(|s| s.attached) else { return };
+        if let Some(conn) = self.connections.of_session(session) {
+            self.grants.forget(conn);
+        }
+        self.record(Record::SessionEnd { session });
+        let orphans: Vec<VolumeId> =
+            self.state.volumes().filter(|v| v.importer == Some(session)).map(|v| v.id).collect();
+        for volume in orphans {
+            if self.state.writer_of(volume).is_none() {
+                self.record(Record::VolumeDelete { volume });
+            }
+        }
+        if let Attached::Writer(volume) = attached {
+            let importer_gone = self.state.volume(volume).and_then(|v| v.importer).is_some_and(|s| self.state.session(s).is_none());
+            if importer_gone {
+                self.record(Record::VolumeDelete { volume });
+            }
+            self.writer_left(volume);
+        }
+    }
+
+    pub(super) fn fence(&mut self, session: SessionId) -> Result<OperatorReply, Refusal> {
+        if self.state.session(session).is_none() {
+            return Err(Refusal::new(RefusalKind::NotFound, "no such session; see csnap status"));
+        }
+        if let Some(conn) = self.connections.of_session(session) {
+            self.pipeline.then(Output::Close { conn });
+        }
+        self.end_session(session);
+        Ok(OperatorReply::Done)
+    }
+
+    pub(super) fn on_server_reaped(&mut self, term: Term) -> Result<OperatorReply, Refusal> {
+        if term >= self.term {
+            return Err(Refusal::new(RefusalKind::Invalid, format!("term {term} is not an older one")));
+        }
+        if !self.state.is_term_dead(term) {
+            self.record(Record::TermDead { term });
+        }
+        Ok(OperatorReply::Done)
+    }
+}
+
+fn denied() -> Refusal {
+    Refusal::new(RefusalKind::Denied, "the session belongs to somebody else")
+}

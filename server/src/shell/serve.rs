@@ -1,0 +1,225 @@
+//! The serving loop: select one event, step, carry out the outputs in order.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use csnap_proto::message::local::ToAgent;
+use csnap_storage::Storage;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+use tokio::time::{Duration, sleep};
+
+use super::connection::Connection;
+use super::link::{Link, Order};
+use super::{now, wall};
+use crate::core::{Config, ConnId, Exit, Input, Output, ServerCore};
+use crate::state::{State, StateReplay};
+use crate::term::{Fatal, Journal, Pool, Position, Prepared, TakenOver};
+use crate::work::{Done, Workbench};
+
+/// Events of one turn: enough to gather a batch from every connection, few enough to answer in between.
+const EVENTS_PER_TURN_MAX: usize = 256;
+
+/// Events of connections that may wait for the loop.
+const EVENTS_QUEUED_MAX: usize = 1024;
+
+/// How soon a full pool is asked again for a journal segment.
+const RETRY_SEGMENT: Duration = Duration::from_millis(500);
+
+/// Serves until deposed or drained.
+pub(super) async fn serve<S: Storage>(
+    config: Config,
+    pool: Pool<S>,
+    taken: TakenOver<S, StateReplay>,
+    listener: TcpListener,
+    link: Link,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) -> anyhow::Result<()> {
+    let (journal, state) = (taken.journal, taken.replay.into_state()?);
+    let term = journal.term();
+    let core = ServerCore::new(term, config, state, now(), wall());
+    let mut server = Server::new(core, Workbench::new(pool.storage().clone(), journal.clone()));
+    let mut keeper = spawn_local(keep_segments(journal));
+    link.tell(ToAgent::ServerServing { term });
+    tracing::info!(%term, "serving");
+    server.turn(Input::Tick).await?;
+    loop {
+        let deadline = Duration::from_micros(server.core.next_deadline().0.saturating_sub(now().0));
+        let input = tokio::select! {
+            biased;
+            order = orders.recv() => match order {
+                Some(Order::Drain) => Input::Drain,
+                Some(Order::Serve(_)) => continue,
+                None => anyhow::bail!("the agent is gone"),
+            },
+            Some(done) = server.done_in.recv() => server.digest(done?),
+            Some(input) = server.events_in.recv() => input,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => match server.admit(stream) {
+                    Some(input) => input,
+                    None => continue,
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection");
+                    sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            },
+            kept = &mut keeper => {
+                kept??;
+                continue;
+            }
+            () = sleep(deadline) => Input::Tick,
+        };
+        if let Some(exit) = server.turn(input).await? {
+            tracing::info!(%term, ?exit, "ending");
+            if exit == Exit::Drained {
+                link.tell(ToAgent::ServerDrained);
+                tokio::task::yield_now().await;
+            }
+            return Ok(());
+        }
+    }
+}
+
+struct Server<S: Storage> {
+    core: ServerCore,
+    bench: Workbench<S>,
+    connections: BTreeMap<ConnId, Connection>,
+    last_conn: u64,
+    events: mpsc::Sender<Input>,
+    events_in: mpsc::Receiver<Input>,
+    done: mpsc::UnboundedSender<Result<Done, Fatal>>,
+    done_in: mpsc::UnboundedReceiver<Result<Done, Fatal>>,
+    /// A checkpoint is asked for or being written: one at a time.
+    checkpointing: Rc<Cell<bool>>,
+}
+
+impl<S: Storage> Server<S> {
+    fn new(core: ServerCore, bench: Workbench<S>) -> Self {
+        let (events, events_in) = mpsc::channel(EVENTS_QUEUED_MAX);
+        let (done, done_in) = mpsc::unbounded_channel();
+        let connections = BTreeMap::new();
+        Self {
+            core,
+            bench,
+            connections,
+            last_conn: 0,
+            events,
+            events_in,
+            done,
+            done_in,
+            checkpointing: Rc::default(),
+        }
+    }
+
+    fn admit(&mut self, stream: tokio::net::TcpStream) -> Option<Input> {
+        self.last_conn += 1;
+        let conn = ConnId(self.last_conn);
+        match Connection::start(conn, stream, self.events.clone()) {
+            Ok(connection) => {
+                self.connections.insert(conn, connection);
+                Some(Input::Accepted { conn })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "setting up a connection");
+                None
+            }
+        }
+    }
+
+    /// Takes `first` and what else is at hand, then lets the core start what gathered.
+    async fn turn(&mut self, first: Input) -> anyhow::Result<Option<Exit>> {
+        let mut out = Vec::new();
+        let mut next = Some(first);
+        for _ in 0..EVENTS_PER_TURN_MAX {
+            let Some(input) = next.take() else { break };
+            if let Input::Closed { conn } = input {
+                self.connections.remove(&conn);
+            }
+            self.core.step(now(), wall(), input, &mut out);
+            next = match self.done_in.try_recv() {
+                Ok(done) => Some(self.digest(done?)),
+                Err(_) => self.events_in.try_recv().ok(),
+            };
+        }
+        if let Some(input) = next {
+            self.core.step(now(), wall(), input, &mut out);
+        }
+        self.wish_for_checkpoint(&mut out);
+        self.core.end_turn(&mut out);
+        Ok(self.perform(out))
+    }
+
+    /// Starts the checkpoint that an append carried; its input is the core's.
+    fn digest(&mut self, done: Done) -> Input {
+        if let Some((position, state)) = done.checkpoint {
+            let (bench, over, done) = (self.bench.clone(), self.checkpointing.clone(), self.done.clone());
+            spawn_local(write_checkpoint(bench, position, state, over, done));
+        }
+        done.input
+    }
+
+    fn wish_for_checkpoint(&mut self, out: &mut Vec<Output>) {
+        if !self.checkpointing.get() && self.bench.journal().wants_checkpoint() {
+            self.checkpointing.set(true);
+            self.core.step(now(), wall(), Input::CheckpointDue, out);
+        }
+    }
+
+    /// Carries outputs out, in order. Those that take time report by themselves.
+    fn perform(&mut self, out: Vec<Output>) -> Option<Exit> {
+        for output in out {
+            match output {
+                Output::Send { conn, frame } => {
+                    if let Some(connection) = self.connections.get(&conn) {
+                        connection.send(&frame);
+                    }
+                }
+                Output::Close { conn } => drop(self.connections.remove(&conn)),
+                Output::Exit { reason } => return Some(reason),
+                output => {
+                    let (bench, done) = (self.bench.clone(), self.done.clone());
+                    spawn_local(async move {
+                        if let Some(result) = bench.carry_out(output).await.transpose() {
+                            let _ = done.send(result);
+                        }
+                    });
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Writes a checkpoint; a failure of storage ends the process, a lack of space does not.
+async fn write_checkpoint<S: Storage>(
+    bench: Workbench<S>,
+    position: Position,
+    state: Box<State>,
+    checkpointing: Rc<Cell<bool>>,
+    done: mpsc::UnboundedSender<Result<Done, Fatal>>,
+) {
+    match bench.checkpoint(position, &state).await {
+        Ok(true) => tracing::debug!(?position, "checkpoint written"),
+        Ok(false) => {
+            tracing::warn!("no space for a checkpoint; the journal goes on without");
+            sleep(RETRY_SEGMENT).await;
+        }
+        Err(fatal) => drop(done.send(Err(fatal))),
+    }
+    checkpointing.set(false);
+}
+
+/// Keeps the next segment ready, and some aside for the next terms.
+async fn keep_segments<S: Storage>(journal: Journal<S>) -> Result<(), Fatal> {
+    loop {
+        if journal.prepare_segment().await? == Prepared::NoSpace || journal.set_aside().await? == Prepared::NoSpace {
+            sleep(RETRY_SEGMENT).await;
+            continue;
+        }
+        journal.segment_taken().await;
+    }
+}
