@@ -1,1 +1,3 @@
 //! The csnap server: versioned chunk map, snapshots, journal, terms.
+
+pub mod term;

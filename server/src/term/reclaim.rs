@@ -1,0 +1,77 @@
+//! What a term deletes: files that its newest checkpoint made superfluous, its own and every earlier term's.
+//!
+//! Only after the record that names the checkpoint was durable and the gate was *then* seen open: whoever takes over
+//! closes the gate first and looks afterwards, so it finds that record and needs none of these files. A `successor` and a
+//! `gate` are never deleted: they are the chain, and the fence.
+
+use csnap_storage::{Storage, StorageError};
+
+use super::journal::Journal;
+use super::{Fatal, Position, names};
+
+/// Looks at the gate and deletes. Interrupted anywhere it leaves superfluous files, which the next checkpoint takes along.
+pub(super) async fn reclaim<S: Storage>(journal: &Journal<S>) -> Result<(), Fatal> {
+    let term = journal.term();
+    let Some(newest) = journal.inner.state.borrow().checkpoint.filter(|name| name.term == term) else {
+        return Ok(());
+    };
+    if !journal.gate_open().await? {
+        return Err(journal.fail(Fatal::Deposed(term)));
+    }
+    let gone = own_files(journal, newest.position, newest.number).await;
+    gone.map_err(|error| journal.fail(error.into()))?;
+    earlier_terms(journal).await.map_err(|error| journal.fail(error.into()))
+}
+
+async fn own_files<S: Storage>(
+    journal: &Journal<S>,
+    position: Position,
+    newest: u64,
+) -> Result<(), StorageError> {
+    let (storage, term) = (&journal.inner.pool.storage, journal.term());
+    let first_kept = {
+        let state = &mut *journal.inner.state.borrow_mut();
+        let kept = &state.kept;
+        // The segment in which the position lies, and everything after it, is read again.
+        let index = kept
+            .iter()
+            .rposition(|(_, first)| *first <= position)
+            .expect("segment 0 starts at 0, and a later first is kept");
+        state.kept.drain(..index);
+        state.kept[0].0
+    };
+    for segment in names::numbered(storage, term, "journal-").await? {
+        if segment < first_kept {
+            unlink(storage, &names::journal(term, segment)).await?;
+        }
+    }
+    for number in names::numbered(storage, term, "checkpoint-").await? {
+        if number < newest {
+            unlink(storage, &names::checkpoint(term, number)).await?;
+        }
+    }
+    for end in names::numbered(storage, term, "claim-").await? {
+        unlink(storage, &names::claim(term, csnap_proto::Term(end))).await?;
+    }
+    Ok(())
+}
+
+async fn earlier_terms<S: Storage>(journal: &Journal<S>) -> Result<(), StorageError> {
+    let storage = &journal.inner.pool.storage;
+    for term in names::terms(storage).await?.into_iter().take_while(|term| *term < journal.term()) {
+        let directory = names::term_dir(term);
+        for name in storage.list(&directory).await? {
+            if name != "successor" && name != "gate" {
+                unlink(storage, &format!("{directory}/{name}")).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn unlink<S: Storage>(storage: &S, path: &str) -> Result<(), StorageError> {
+    match storage.unlink(path).await {
+        Err(StorageError::NotFound { .. }) => Ok(()),
+        done => done,
+    }
+}
