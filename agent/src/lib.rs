@@ -6,5 +6,7 @@
 
 pub mod config;
 pub mod core;
+#[cfg(feature = "shell")]
+pub mod shell;
 
 pub use config::NodeConfig;
