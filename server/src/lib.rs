@@ -1,3 +1,15 @@
-//! The csnap server: versioned chunk map, snapshots, journal, terms.
+//! The csnap server: owns all metadata of a pool; carries no client data; writes no head.
+//!
+//! - [`core`]: decisions, a pure step machine;
+//! - [`state`]: what the journal records: volumes, snapshots, the versioned chunk map, store space, sessions;
+//! - [`term`]: procedures that make a server a term: journal, gate, seal, takeover, checkpoint;
+//! - [`copy`], [`work`]: procedures that carry a core's outputs out;
+//! - `shell`: the daemon.
 
+pub mod copy;
+pub mod core;
+#[cfg(feature = "shell")]
+pub mod shell;
+pub mod state;
 pub mod term;
+pub mod work;
