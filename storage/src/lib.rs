@@ -126,7 +126,8 @@ pub trait Storage: Clone + 'static {
     fn sync(&self, file: &Self::File) -> impl Future<Output = Result<()>>;
     /// Sets the size; new bytes read as zeros and take no space.
     fn set_len(&self, file: &Self::File, len: u64) -> impl Future<Output = Result<()>>;
-    /// Reserves space, so that writes there cannot run out of it; content of what was a hole reads as zeros.
+    /// Reserves space, so that writes there cannot run out of it; what was a hole goes on reading as zeros, and the size
+    /// stays.
     fn reserve(&self, file: &Self::File, offset: u64, len: u64) -> impl Future<Output = Result<()>>;
     /// Gives space back; the range reads as zeros. A no-op where the medium cannot.
     fn punch(&self, file: &Self::File, offset: u64, len: u64) -> impl Future<Output = Result<()>>;

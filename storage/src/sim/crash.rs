@@ -1,8 +1,8 @@
 //! Power loss: what may be left of everything that was not synced, enumerated or drawn.
 //!
 //! Each unsynced sector, size and name change is one choice, free of the others. Few choices are tried in every
-//! combination; of many, a sample is drawn that favours the shapes that find mistakes: nothing lost, all lost, a prefix
-//! in time, one change lost, one change kept.
+//! combination; of many, a sample is drawn that favours the shapes that find mistakes: nothing lost, all lost, a
+//! prefix in time, one change lost, one change kept.
 
 use std::collections::BTreeSet;
 

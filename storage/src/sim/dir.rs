@@ -7,8 +7,8 @@ use super::rng::Digest;
 /// Number of a file or directory; never reused.
 pub(super) type Inode = u64;
 
-/// A change of names that survives a power loss whole or not at all: one create, link or unlink, or a rename within the
-/// directory.
+/// A change of names that survives a power loss whole or not at all: one create, link or unlink, or a rename within
+/// the directory.
 #[derive(Clone, Debug)]
 pub(super) struct NameChange {
     pub(super) seq: u64,

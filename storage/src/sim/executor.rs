@@ -45,8 +45,8 @@ impl<'a, T> Task<'a, T> {
         self.output.is_some()
     }
 
-    /// On a stepped disk: completes up to `operations_max` operations, oldest first, whoever asked for them, and polls
-    /// after each. `true` if it is done; otherwise it waits, and what it asked for last is in flight.
+    /// On a stepped disk: completes up to `operations_max` operations, oldest first, whoever asked for them, and
+    /// polls after each. `true` if it is done; otherwise it waits, and what it asked for last is in flight.
     pub fn run_operations(&mut self, disk: &SimDisk, operations_max: u64) -> bool {
         let mut left = operations_max;
         while !self.poll() && left > 0 {

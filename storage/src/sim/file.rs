@@ -1,8 +1,8 @@
 //! One file of the simulated disk: what the running nodes read, and everything that the medium may hold instead.
 //!
-//! Each sector keeps its synced content and every content written since; a power loss leaves any one of them. The size
-//! is kept in the same way. A write of what is there already adds nothing, so that zeroing a fresh segment costs no
-//! memory and multiplies no crash states.
+//! Each sector keeps its synced content and every content written since; a power loss leaves any one of them. The
+//! size is kept in the same way. A write of what is there already adds nothing, so that zeroing a fresh segment costs
+//! no memory and multiplies no crash states.
 
 use std::collections::BTreeMap;
 

@@ -1,45 +1,49 @@
 //! The simulated disk. This page is its fault model: what it does to its users, and what it never does.
 //!
-//! One [`SimDisk`] is a storage that several nodes share: each opens a [`SimStorage`]. Reads are coherent: whoever reads
-//! sees every completed write of everybody, as on one host, or with direct I/O on a shared file system. The disk is single-threaded and
-//! deterministic: the same seed and the same calls give the same bytes, faults and [`SimDisk::digest`].
+//! One [`SimDisk`] is a storage that several nodes share: each opens a [`SimStorage`]. Reads are coherent: whoever
+//! reads sees every completed write of everybody, as on one host, or with direct I/O on a shared file system. The
+//! disk is single-threaded and deterministic: the same seed and the same calls give the same bytes, faults and
+//! [`SimDisk::digest`].
 //!
-//! **Durable** is the content and size of a file up to its last good [`sync`](crate::Storage::sync), and the names of a
-//! directory up to its last good [`sync_dir`](crate::Storage::sync_dir). A sync covers the changes that were complete
-//! when it was *asked for*, not those that completed meanwhile. Neither kind of sync does the other's work: a synced
-//! file whose name was never synced may be gone, with all its content; a synced name may stand for an empty file.
+//! **Durable** is the content and size of a file up to its last good [`sync`](crate::Storage::sync), and the names of
+//! a directory up to its last good [`sync_dir`](crate::Storage::sync_dir). A sync covers the changes that were
+//! complete when it was *asked for*, not those that completed meanwhile. Neither kind of sync does the other's work:
+//! a synced file whose name was never synced may be gone, with all its content; a synced name may stand for an empty
+//! file.
 //!
-//! **Power loss** ([`SimDisk::power_loss`], [`SimDisk::crash_states`]) ends every node's life. Of what was not durable,
-//! each of these survives or not, free of the others:
+//! **Power loss** ([`SimDisk::power_loss`], [`SimDisk::crash_states`]) ends every node's life. Of what was not
+//! durable, each of these survives or not, free of the others:
 //! - every sector of [`SECTOR_BYTES`]: it holds its synced content or any one of the contents written since (torn,
 //!   reordered and lost writes; zeroing, punching and truncating are writes too, so old content comes back);
-//! - every size: the synced one or any one since; a size without its data reads as zeros, data beyond the size is gone;
+//! - every size: the synced one or any one since; a size without its data reads as zeros, data beyond the size is
+//!   gone;
 //! - every create, link and unlink of a name; a rename within one directory is whole or not at all, one across
 //!   directories may leave both names, either or none;
 //! - operations in flight count as done and unsynced.
 //!
-//! Reservations that no sync covered are lost. Space of an unlinked file returns when its directory was synced and its last
-//! handle is gone.
+//! Reservations that no sync covered are lost. Space of an unlinked file returns when its directory was synced and
+//! its last handle is gone.
 //!
-//! **A killed node** ([`SimDisk::crash_node`]) stops: of each of its writes in flight any subset of sectors is applied,
-//! other changes in flight happen or not, its locks are free, and its futures never complete. What it had completed stays
-//! readable and unsynced. A future that is only dropped does not stop its operation.
+//! **A killed node** ([`SimDisk::crash_node`]) stops: of each of its writes in flight any subset of sectors is
+//! applied, other changes in flight happen or not, its locks are free, and its futures never complete. What it had
+//! completed stays readable and unsynced. A future that is only dropped does not stop its operation.
 //!
-//! **Failing operations** ([`SimDisk::fail`]) report EIO or ENOSPC at the Nth operation of a kind, once or from then on:
+//! **Failing operations** ([`SimDisk::fail`]) report EIO or ENOSPC at the Nth operation of a kind, once or from then
+//! on:
 //! - a failed write leaves any subset of its sectors, or a prefix if the disk is full;
-//! - a failed sync loses the unsynced content at once, or leaves it readable while no later sync ever writes it: later
-//!   syncs succeed and make durable only what was written after the failure;
+//! - a failed sync loses the unsynced content at once, or leaves it readable while no later sync ever writes it:
+//!   later syncs succeed and make durable only what was written after the failure;
 //! - a failed sync of a directory leaves its changes visible and never durable;
 //! - anything else that fails changes nothing.
 //!
 //! **Capacity** ([`SimDisk::set_capacity`]): what would not fit is refused with `NoSpace` and changes nothing.
 //!
-//! **Time** is the harness's. In immediate mode an operation is done when it is first polled. In stepped mode it is in
-//! flight until the harness completes it, in any order: [`SimDisk::pending`], [`SimDisk::complete`],
+//! **Time** is the harness's. In immediate mode an operation is done when it is first polled. In stepped mode it is
+//! in flight until the harness completes it, in any order: [`SimDisk::pending`], [`SimDisk::complete`],
 //! [`SimDisk::complete_next`].
 //!
-//! Never: content that was not written, a lost or changed durable byte ([`SimDisk::poke`] does that on purpose), a sync
-//! that lies without an error before it, two holders of a lock, two winners of an exclusive create.
+//! Never: content that was not written, a lost or changed durable byte ([`SimDisk::poke`] does that on purpose), a
+//! sync that lies without an error before it, two holders of a lock, two winners of an exclusive create.
 
 mod crash;
 mod dir;
@@ -119,7 +123,8 @@ impl SimDisk {
         SimStorage::new(Rc::clone(&self.0), node, root)
     }
 
-    /// From now on operations stay in flight until the harness completes them, or no longer do. Those in flight stay so.
+    /// From now on operations stay in flight until the harness completes them, or no longer do. Those in flight stay
+    /// so.
     pub fn set_stepped(&self, stepped: bool) {
         self.0.borrow_mut().stepped = stepped;
     }
@@ -199,8 +204,8 @@ impl SimDisk {
         drop(stopped);
     }
 
-    /// Loses the power of the disk and of every node; `seed` decides what survives. The disk is usable at once, in the
-    /// same mode.
+    /// Loses the power of the disk and of every node; `seed` decides what survives. The disk is usable at once, in
+    /// the same mode.
     pub fn power_loss(&self, seed: u64) {
         let loss = PowerLoss::of(self.0.borrow().state_with_in_flight());
         let (state, _) = loss.settle(&loss.draw(&mut Rng::new(seed)));
@@ -212,8 +217,9 @@ impl SimDisk {
         drop(stopped);
     }
 
-    /// Another disk with the same content, durable and not, that no node has open: handles, locks, faults and operations
-    /// in flight stay behind. It is in immediate mode. Cheap: files are shared until one side changes them.
+    /// Another disk with the same content, durable and not, that no node has open: handles, locks, faults and
+    /// operations in flight stay behind. It is in immediate mode. Cheap: files are shared until one side changes
+    /// them.
     #[must_use]
     pub fn fork(&self) -> Self {
         let world = self.0.borrow();

@@ -143,8 +143,8 @@ impl Operation {
         state.check_space(self.path(), self.blocks_needed(state))
     }
 
-    /// Makes the change, unsynced. A write puts only the sectors that `survives` says. What changes nothing is nothing
-    /// here; opening and locking are the running world's.
+    /// Makes the change, unsynced. A write puts only the sectors that `survives` says. What changes nothing is
+    /// nothing here; opening and locking are the running world's.
     pub(super) fn change(&self, state: &mut State, survives: impl FnMut() -> bool) -> Result<()> {
         self.check(state)?;
         match self {

@@ -202,7 +202,8 @@ impl State {
         self.capacity_bytes.unwrap_or(UNLIMITED_BYTES).saturating_sub(used)
     }
 
-    /// Forgets files that no name stands for, or may stand for again after a power loss, and that `open` does not keep.
+    /// Forgets files that no name stands for, or may stand for again after a power loss, and that `open` does not
+    /// keep.
     pub(super) fn forget_unreachable(&mut self, open: impl Iterator<Item = Inode>) {
         let mut reached: BTreeSet<Inode> = BTreeSet::from([ROOT]);
         let mut next: Vec<Inode> = open.chain([ROOT]).collect();

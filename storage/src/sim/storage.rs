@@ -14,8 +14,8 @@ use super::operation::{Answer, Operation};
 use super::world::{HandleId, Incarnation, Slot, World};
 use crate::{Access, Result, Stat, Storage};
 
-/// One node's storage, in one life of that node. After the node was killed, or the power was lost, its operations never
-/// complete: whoever waits for them is dead.
+/// One node's storage, in one life of that node. After the node was killed, or the power was lost, its operations
+/// never complete: whoever waits for them is dead.
 #[derive(Clone)]
 pub struct SimStorage {
     world: Rc<RefCell<World>>,

@@ -1,5 +1,5 @@
-//! The running side of the simulated disk: nodes, open handles, locks, operations in flight, and the faults that wait for
-//! them.
+//! The running side of the simulated disk: nodes, open handles, locks, operations in flight, and the faults that wait
+//! for them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -115,8 +115,8 @@ impl World {
         Some(done)
     }
 
-    /// Ends a node's life: what it had in flight happens in part, its locks are free, its handles are dead. What it had
-    /// in flight is handed back, as by [`Self::complete`].
+    /// Ends a node's life: what it had in flight happens in part, its locks are free, its handles are dead. What it
+    /// had in flight is handed back, as by [`Self::complete`].
     pub(super) fn kill(&mut self, node: SimNode) -> Vec<InFlight> {
         let ids: Vec<_> =
             self.in_flight.iter().filter(|(_, op)| op.node == node).map(|(id, _)| *id).collect();
@@ -131,7 +131,8 @@ impl World {
         stopped
     }
 
-    /// Ends every node's life, as by [`Self::kill`], but for what is in flight: its effects are left to the power loss.
+    /// Ends every node's life, as by [`Self::kill`], but for what is in flight: its effects are left to the power
+    /// loss.
     pub(super) fn kill_all(&mut self) -> Vec<InFlight> {
         self.handles.clear();
         self.locks.clear();
