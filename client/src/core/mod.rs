@@ -4,7 +4,7 @@
 //! order; [`ClientCore::next_deadline`] says when to call with [`Input::Tick`] at the latest. No I/O, clock, randomness or
 //! task in here; the shell and the simulation drive the same code.
 //!
-//! - [`session`](self): connections, identification, liveness (law 4: requests wait, they do not fail);
+//! - `session`: connections, identification, liveness (law 4: requests wait, they do not fail);
 //! - `writes`: which write may be issued, asking for grants; `unique`: the cache that makes rewrites cost nothing;
 //! - `drain`: stopping for a snapshot create; `syncs`: flushes;
 //! - `reads`: the four-message read; `forget`: store locations that are about to be reused;

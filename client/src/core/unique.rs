@@ -26,7 +26,7 @@ const ENTRY_BYTES: usize = 224;
 #[derive(Debug, Default)]
 struct Entry {
     bits: Bits,
-    /// Looked at since the hand of the clock last passed.
+    /// Looked up since the hand of the clock last passed. Not set by learning: what is never looked up goes first.
     used: bool,
 }
 
@@ -137,9 +137,8 @@ impl UniqueCache {
             }
             let entry = self.groups.entry(group).or_default();
             entry.bits.set(index(page.page % CHUNKS_PER_PAGE), true);
-            entry.used = true;
         } else if bits.any() && (self.pages.contains_key(&page.page) || self.make_room()) {
-            self.pages.insert(page.page, Entry { bits, used: true });
+            self.pages.insert(page.page, Entry { bits, used: false });
         }
     }
 
