@@ -3,11 +3,13 @@
 //! - [`core`]: decisions, a pure step machine;
 //! - [`state`]: what the journal records: volumes, snapshots, the versioned chunk map, store space, sessions;
 //! - [`term`]: procedures that make a server a term: journal, gate, seal, takeover, checkpoint;
+//! - [`replay`]: the seam between the two;
 //! - [`copy`], [`work`]: procedures that carry a core's outputs out;
 //! - `shell`: the daemon.
 
 pub mod copy;
 pub mod core;
+pub mod replay;
 #[cfg(feature = "shell")]
 pub mod shell;
 pub mod state;

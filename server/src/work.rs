@@ -4,6 +4,7 @@
 //! output asks for and says what came of it as the core's next input. Outputs may be carried out side by side; the
 //! journal keeps its appends in the order in which they were begun.
 
+use csnap_proto::limits::CHUNK_BYTES_MIN;
 use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::{StoreExtent, Term, VolumeId};
 use csnap_storage::{Storage, StorageError};
@@ -12,7 +13,7 @@ use crate::copy::{self, Failure, Files, arena_path, copy_out, head_path};
 use crate::core::{Input, Output, Task, TaskDone};
 use crate::state::{Origin, State};
 use crate::term::checkpoint::Written;
-use crate::term::{Fatal, Journal, Position};
+use crate::term::{Fatal, Journal, Pool, Position};
 
 /// What came of an output.
 pub struct Done {
@@ -29,17 +30,25 @@ pub struct Workbench<S: Storage> {
     storage: S,
     journal: Journal<S>,
     files: Files<S>,
+    checkpoint_every_bytes: u64,
 }
 
 impl<S: Storage> Workbench<S> {
     /// Nothing open yet but the journal.
-    pub fn new(storage: S, journal: Journal<S>) -> Self {
-        Self { files: Files::new(storage.clone()), storage, journal }
+    pub fn new(pool: &Pool<S>, journal: Journal<S>) -> Self {
+        let storage = pool.storage.clone();
+        let checkpoint_every_bytes = pool.segment_bytes() / 2;
+        Self { files: Files::new(storage.clone()), storage, journal, checkpoint_every_bytes }
     }
 
     /// The journal.
     pub fn journal(&self) -> &Journal<S> {
         &self.journal
+    }
+
+    /// Whether the journal has grown so much since the last checkpoint that a new one should shorten it.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.journal.bytes_since_checkpoint() > self.checkpoint_every_bytes
     }
 
     /// Does what `output` asks for. `None` for outputs that do not concern storage.
@@ -63,9 +72,9 @@ impl<S: Storage> Workbench<S> {
                 };
                 Input::CopiedOut { copy, result }
             }
-            Output::GrowArena { arena, from_bytes, to_bytes } => {
-                let reserved_bytes = self.grow_arena(arena, from_bytes, to_bytes).await?;
-                Input::ArenaGrown { arena, reserved_bytes }
+            Output::GrowArena { extent, create } => {
+                let grown = self.grow_arena(extent, create).await?;
+                Input::ArenaGrown { extent, grown }
             }
             Output::Start { task, what } => Input::TaskEnded { task, done: self.perform(what).await },
             Output::Punch { extents } => {
@@ -92,19 +101,20 @@ impl<S: Storage> Workbench<S> {
         Ok(writer.finish().await? == Written::Done)
     }
 
-    /// Makes room in an arena of this term: what is reserved from its start afterwards, `None` when the pool is full.
-    async fn grow_arena(&self, arena: u32, from_bytes: u64, to_bytes: u64) -> Result<Option<u64>, Fatal> {
+    /// Reserves room in the store; false when the pool is full.
+    async fn grow_arena(&self, extent: StoreExtent, create: bool) -> Result<bool, Fatal> {
+        let (term, arena) = (extent.at.term, extent.at.arena);
         let grown = async {
-            if from_bytes == 0 {
-                self.create_arena(self.journal.term(), arena).await?;
+            if create {
+                self.create_arena(term, arena).await?;
             }
-            let file = self.files.arena(self.journal.term(), arena).await?;
-            self.storage.reserve(&file, from_bytes, to_bytes - from_bytes).await?;
+            let file = self.files.arena(term, arena).await?;
+            self.storage.reserve(&file, extent.at.offset(), bytes_of(extent)).await?;
             self.storage.sync(&file).await
         };
         match grown.await {
-            Ok(()) => Ok(Some(to_bytes)),
-            Err(StorageError::NoSpace { .. }) => Ok(None),
+            Ok(()) => Ok(true),
+            Err(StorageError::NoSpace { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -126,8 +136,7 @@ impl<S: Storage> Workbench<S> {
     async fn punch(&self, extents: &[StoreExtent]) -> Result<(), Fatal> {
         for extent in extents {
             let file = self.files.arena(extent.at.term, extent.at.arena).await?;
-            let bytes = u64::from(extent.blocks) * csnap_proto::limits::CHUNK_BYTES_MIN;
-            self.storage.punch(&file, extent.at.offset(), bytes).await?;
+            self.storage.punch(&file, extent.at.offset(), bytes_of(*extent)).await?;
         }
         Ok(())
     }
@@ -216,6 +225,10 @@ impl<S: Storage> Workbench<S> {
         }
         Ok(TaskDone::Measured { free_bytes: self.storage.free_bytes().await?, heads_bytes })
     }
+}
+
+fn bytes_of(extent: StoreExtent) -> u64 {
+    u64::from(extent.blocks) * CHUNK_BYTES_MIN
 }
 
 fn refusal(error: &StorageError) -> Refusal {

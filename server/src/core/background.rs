@@ -1,13 +1,14 @@
 //! Work that nobody waits for: reaping deleted snapshots, giving space back, removing heads, ending operators'
 //! sessions that were left behind. In slices, one a batch at most, so that it never stands before a request for long.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use csnap_proto::{SessionId, StoreExtent, Time, VolumeId};
+use csnap_proto::{FreeBatchId, SessionId, StoreExtent, Time, VolumeId};
 
-use super::{Out, Output, ServerCore};
-use crate::state::{Attached, Record};
+use super::canary::Canary;
+use super::{BatchId, Out, Output, ServerCore};
+use crate::state::{Attached, Origin, Record};
 
 /// How often the core looks around when nothing happens: a fraction of what anyone would call soon.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -28,9 +29,11 @@ pub(super) struct Background {
     /// A tick passed since the last slice: one is due even under load.
     due: bool,
     removing: BTreeSet<VolumeId>,
+    /// Batches that everybody confirmed, free once this mark is settled.
+    freeing: Option<(BatchId, Vec<FreeBatchId>)>,
     next_sweep: Time,
     /// Operators' sessions that were absent at the last sweep, since when.
-    absent: std::collections::BTreeMap<SessionId, Time>,
+    absent: BTreeMap<SessionId, Time>,
 }
 
 impl ServerCore {
@@ -56,6 +59,7 @@ impl ServerCore {
             self.record(record);
             self.grants.space_came_back();
         }
+        self.free_confirmed();
         if !self.background.punching {
             if let Some(extents) = self.state.next_punch(PUNCH_SLICE_EXTENTS) {
                 self.background.punching = true;
@@ -66,7 +70,27 @@ impl ServerCore {
             self.state.removable_heads().filter(|v| !self.background.removing.contains(v)).collect();
         for volume in removable {
             self.background.removing.insert(volume);
-            self.pipeline.then(Output::RemoveHead { volume });
+            if self.state.removable_origin(volume) == Some(&Origin::Pool) {
+                self.pipeline.then(Output::RemoveHead { volume });
+            } else {
+                self.on_head_removed(volume); // An adopted origin is its owner's.
+            }
+        }
+    }
+
+    /// Batches of frees that no session may still read become free, once what says so is settled.
+    fn free_confirmed(&mut self) {
+        let waiting = self.background.freeing.take_if(|(mark, _)| {
+            self.pipeline.is_settled(*mark) || self.config.broken.breaks(Canary::ReuseHeldSpace)
+        });
+        for batch in waiting.into_iter().flat_map(|(_, batches)| batches) {
+            self.record(Record::BatchReusable { batch });
+        }
+        if self.background.freeing.is_none() {
+            let batches: Vec<FreeBatchId> = self.state.confirmed_batches().collect();
+            if !batches.is_empty() {
+                self.background.freeing = Some((self.pipeline.mark(), batches));
+            }
         }
     }
 
@@ -88,7 +112,9 @@ impl ServerCore {
         let operators = self.state.sessions().filter(|s| s.attached == Attached::Operator).map(|s| s.id);
         let absent: BTreeSet<SessionId> = operators.filter(is_absent).collect();
         self.background.absent.retain(|id, _| absent.contains(id));
-        absent.iter().for_each(|&id| drop(self.background.absent.entry(id).or_insert(now)));
+        for id in absent {
+            self.background.absent.entry(id).or_insert(now);
+        }
         let late = |(&id, &since): (&SessionId, &Time)| (since.after(OPERATOR_PATIENCE) <= now).then_some(id);
         let late: Vec<SessionId> = self.background.absent.iter().filter_map(late).collect();
         for id in late {

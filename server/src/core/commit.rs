@@ -13,14 +13,18 @@ use std::collections::VecDeque;
 use super::{BatchId, Output};
 use crate::state::Record;
 
-/// A batch is closed for more records beyond this, bytes: well below a journal segment, and some 20,000 copied-out
-/// runs, so that no batch of a busy server is cut in practice.
-pub const BATCH_BYTES_MAX: usize = 1 << 20;
+/// A batch takes no further step's records beyond this, bytes. One step adds a few records of at most
+/// [`crate::state::RECORD_BYTES_MAX`], so that the journal's own limit is never reached.
+const BATCH_BYTES_ENOUGH: usize = crate::term::BATCH_BYTES_MAX / 4;
 
 /// Batches on their way from decision to effect.
 #[derive(Debug, Default)]
 pub(super) struct Pipeline {
     last: u64,
+    /// The youngest batch that was durable when the gate was then seen open.
+    settled: BatchId,
+    /// The open batch takes no more: the next record or effect begins another.
+    closed: bool,
     /// Not appended yet; the last one takes what comes.
     gathering: VecDeque<Batch>,
     /// The one that the journal has.
@@ -41,7 +45,7 @@ impl Pipeline {
     pub(super) fn record(&mut self, record: &Record) {
         let batch = self.open();
         let body = std::mem::take(&mut batch.body);
-        batch.body = postcard::to_extend(record, body).expect("writing to memory does not fail");
+        batch.body = record.encode_onto(body);
     }
 
     /// Adds what is to be done once everything recorded so far is durable and the gate was seen open.
@@ -49,9 +53,26 @@ impl Pipeline {
         self.open().effects.push(effect);
     }
 
+    /// Between steps: what one step records stays in one batch, so that a change and its stored result are durable
+    /// together.
+    pub(super) fn begin_step(&mut self) {
+        self.closed = self.gathering.back().is_some_and(|batch| batch.body.len() >= BATCH_BYTES_ENOUGH);
+    }
+
+    /// The batch that, once settled, says: all that was recorded before this call is durable, and the gate was open
+    /// after.
+    pub(super) fn mark(&mut self) -> BatchId {
+        self.open().id
+    }
+
+    /// Whether a marked batch is settled.
+    pub(super) fn is_settled(&self, mark: BatchId) -> bool {
+        mark <= self.settled
+    }
+
     fn open(&mut self) -> &mut Batch {
-        let full = self.gathering.back().is_none_or(|batch| batch.body.len() >= BATCH_BYTES_MAX);
-        if full {
+        if self.gathering.is_empty() || self.closed {
+            self.closed = false;
             self.last += 1;
             self.gathering.push_back(Batch { id: BatchId(self.last), body: Vec::new(), effects: Vec::new() });
         }
@@ -85,6 +106,7 @@ impl Pipeline {
 
     /// The gate was open when it was read for batch `id`; so it was for every older one.
     pub(super) fn gate_open(&mut self, id: BatchId, out: &mut Vec<Output>) {
+        self.settled = self.settled.max(id);
         while let Some(batch) = self.at_gate.pop_front_if(|batch| batch.id <= id) {
             out.extend(batch.effects);
         }

@@ -17,6 +17,7 @@ use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::FromServer;
 use csnap_proto::{Name, RequestToken, Target, Time, VolumeId};
 
+use super::canary::Canary;
 use super::operate::{Purpose, RequestKey};
 use super::{ByVolume, ConnId, ServerCore, Task, TaskDone};
 use crate::state::Record;
@@ -60,10 +61,6 @@ impl Creates {
     pub(super) fn is_active(&self, volume: VolumeId) -> bool {
         self.queues.contains_key(&volume)
     }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.queues.is_empty()
-    }
 }
 
 impl ServerCore {
@@ -104,6 +101,9 @@ impl ServerCore {
         let Some(create) = self.creates.active(volume) else { return };
         let token = create.token;
         create.phase = if writer.is_some() { Phase::Draining { by, asked } } else { Phase::Syncing };
+        if self.config.broken.breaks(Canary::SkipDrain) {
+            return self.record_snapshot(volume, asked);
+        }
         match (writer, asked) {
             (Some(_), Some(conn)) => self.advise(conn, token),
             (Some(_), None) => {} // Advised when it comes back; named when it does not.
@@ -125,6 +125,9 @@ impl ServerCore {
         let by = if let Phase::Draining { by, .. } = create.phase { by } else { by };
         create.phase = Phase::Draining { by, asked: Some(conn) };
         let token = create.token;
+        if self.config.broken.breaks(Canary::NotDrainedAnew) {
+            return self.record_snapshot(volume, Some(conn));
+        }
         self.advise(conn, token);
     }
 

@@ -14,11 +14,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use csnap_proto::limits::CHUNKS_PER_PAGE;
 use csnap_proto::message::operate::RefusalKind;
-use csnap_proto::message::volume::{FromServer, Place};
+use csnap_proto::message::volume::FromServer;
 use csnap_proto::{BLOCKS_PER_ARENA, Chunk, ChunkRange, Epoch, Location, RequestId, StoreExtent, VolumeId};
 
+use super::canary::Canary;
 use super::{ConnId, CopyError, CopyId, CopyOut, Out, Output, ServerCore};
-use crate::state::{Record, Sharing, SupersededRun};
+use crate::state::{Kept, Record, Sharing, SupersededRun};
 
 /// Copy-outs in flight at once: while one waits for its sync, the next one reads.
 const COPIES_IN_FLIGHT_MAX: usize = 2;
@@ -115,6 +116,9 @@ impl ServerCore {
             }
         }
         let query = Query { conn, id, volume, ranges, missing, no_space: Vec::new(), media: None };
+        if self.config.broken.breaks(Canary::GrantBeforeCopy) {
+            return self.finish_query(query);
+        }
         if missing == 0 { self.finish_query(query) } else { drop(self.grants.queries.insert(query_id, query)) }
     }
 
@@ -144,7 +148,9 @@ impl ServerCore {
             let chunks = self.next_chunks(volume, most);
             match self.state.reserve(chunks.len() as u64, chunk_size.blocks()) {
                 Ok(places) => {
-                    chunks.iter().for_each(|&chunk| drop(self.grants.wanted.remove(&(volume, chunk))));
+                    for &chunk in &chunks {
+                        self.grants.wanted.remove(&(volume, chunk));
+                    }
                     let moves = pair(&chunks, &places, chunk_size.blocks());
                     self.grants.last_copy += 1;
                     let copy = CopyId(self.grants.last_copy);
@@ -155,8 +161,7 @@ impl ServerCore {
                 Err(_) if self.grants.full => self.fail_for_space(volume, &chunks),
                 Err(need) => {
                     self.grants.growing = true;
-                    let (arena, from_bytes, to_bytes) = (need.arena, need.from_bytes, need.to_bytes);
-                    out.push(Output::GrowArena { arena, from_bytes, to_bytes });
+                    out.push(Output::GrowArena { extent: need.grow, create: need.new_arena });
                 }
             }
         }
@@ -167,12 +172,9 @@ impl ServerCore {
         of_volume.map(|&(_, chunk)| chunk).take(usize::try_from(most).unwrap_or(usize::MAX)).collect()
     }
 
-    pub(super) fn on_arena_grown(&mut self, arena: u32, reserved_bytes: Option<u64>) {
+    pub(super) fn on_arena_grown(&mut self, extent: StoreExtent, grown: bool) {
         self.grants.growing = false;
-        match reserved_bytes {
-            Some(reserved_bytes) => self.record(Record::ArenaReserve { term: self.term, arena, reserved_bytes }),
-            None => self.grants.full = true,
-        }
+        if grown { self.record(Record::ArenaReserve { extent }) } else { self.grants.full = true }
     }
 
     pub(super) fn on_copied_out(&mut self, copy: CopyId, result: Result<Vec<ChunkRange>, CopyError>) {
@@ -203,10 +205,10 @@ impl ServerCore {
                     let zero = zeros.iter().any(|z| z.contains(chunk));
                     match sharing {
                         Sharing::Shared { birth: old_birth } if zero => {
-                            push_run(&mut runs, chunk, old_birth, Place::Zero, blocks);
+                            push_run(&mut runs, chunk, old_birth, Kept::Zero, blocks);
                         }
                         Sharing::Shared { birth: old_birth } => {
-                            push_run(&mut runs, chunk, old_birth, Place::Store(place), blocks);
+                            push_run(&mut runs, chunk, old_birth, Kept::Store(place), blocks);
                         }
                         Sharing::Unique => {}
                     }
@@ -300,11 +302,11 @@ fn follows(at: Location, blocks: u32, next: Location) -> bool {
     (at.term, at.arena) == (next.term, next.arena) && at.block + blocks == next.block
 }
 
-fn push_run(runs: &mut Vec<SupersededRun>, chunk: Chunk, old_birth: Epoch, place: Place, blocks: u32) {
+fn push_run(runs: &mut Vec<SupersededRun>, chunk: Chunk, old_birth: Epoch, place: Kept, blocks: u32) {
     if let Some(last) = runs.last_mut() {
         let contiguous = match (last.place, place) {
-            (Place::Zero, Place::Zero) => true,
-            (Place::Store(at), Place::Store(next)) => {
+            (Kept::Zero, Kept::Zero) => true,
+            (Kept::Store(at), Kept::Store(next)) => {
                 let taken = u32::try_from(last.range.count).map_or(u32::MAX, |n| n.saturating_mul(blocks));
                 taken < BLOCKS_PER_ARENA && follows(at, taken, next)
             }

@@ -14,6 +14,7 @@
 //! that overlap a chunk are broken in the step that makes it unique.
 
 mod background;
+pub mod canary;
 mod commit;
 mod connection;
 mod create;
@@ -30,7 +31,6 @@ use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::message::volume::{FromServer, ToServer};
 use csnap_proto::{ChunkRange, Frame, RequestId, StoreExtent, Term, Time, VolumeId, WallMillis};
 
-pub use self::commit::BATCH_BYTES_MAX;
 use self::commit::Pipeline;
 use self::connection::Connections;
 use self::create::Creates;
@@ -70,11 +70,17 @@ pub struct Config {
     pub client_lease: Duration,
     /// A snapshot create fails when the volume's writer has not drained by then.
     pub drain_patience: Duration,
+    /// The rule that a test breaks.
+    pub broken: canary::Broken,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { client_lease: Duration::from_secs(15), drain_patience: Duration::from_secs(5) }
+        Self {
+            client_lease: Duration::from_secs(15),
+            drain_patience: Duration::from_secs(5),
+            broken: canary::Broken::default(),
+        }
     }
 }
 
@@ -199,12 +205,12 @@ pub enum Input {
         /// Runs whose content was all zeros (nothing was written for them), or why it failed.
         result: Result<Vec<ChunkRange>, CopyError>,
     },
-    /// The arena takes more.
+    /// Room was made in the store, or could not be.
     ArenaGrown {
-        /// Which arena of this term.
-        arena: u32,
-        /// Reserved from its start, bytes; `None` when the file system is full.
-        reserved_bytes: Option<u64>,
+        /// Where.
+        extent: StoreExtent,
+        /// False when the file system is full.
+        grown: bool,
     },
     /// A task ended.
     TaskEnded {
@@ -267,15 +273,12 @@ pub enum Output {
         /// What.
         job: CopyOut,
     },
-    /// Make room in an arena of this term (creating it exclusively if `reserved_bytes` was 0), report
-    /// [`Input::ArenaGrown`].
+    /// Reserve room in the store, report [`Input::ArenaGrown`].
     GrowArena {
-        /// Which.
-        arena: u32,
-        /// Reserved so far, bytes.
-        from_bytes: u64,
-        /// Wanted, bytes.
-        to_bytes: u64,
+        /// Where.
+        extent: StoreExtent,
+        /// The arena is new: make its file first.
+        create: bool,
     },
     /// Do a file operation, report [`Input::TaskEnded`].
     Start {
@@ -362,6 +365,7 @@ impl ServerCore {
         if self.exiting {
             return;
         }
+        self.pipeline.begin_step();
         match input {
             Input::Accepted { conn } => self.on_accepted(conn, out),
             Input::Closed { conn } => self.on_closed(conn),
@@ -370,7 +374,7 @@ impl ServerCore {
             Input::Gate { batch, open: true } => self.pipeline.gate_open(batch, out),
             Input::Gate { open: false, .. } => self.exit(Exit::Deposed, out),
             Input::CopiedOut { copy, result } => self.on_copied_out(copy, result),
-            Input::ArenaGrown { arena, reserved_bytes } => self.on_arena_grown(arena, reserved_bytes),
+            Input::ArenaGrown { extent, grown } => self.on_arena_grown(extent, grown),
             Input::TaskEnded { task, done } => self.on_task_ended(task, done, out),
             Input::Punched { extents } => self.on_punched(extents),
             Input::HeadRemoved { volume } => self.on_head_removed(volume),

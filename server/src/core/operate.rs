@@ -11,6 +11,7 @@ use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Refusal, Ref
 use csnap_proto::message::volume::FromServer;
 use csnap_proto::{ChunkSize, Name, RequestId, RequestToken, Sequence, SessionId, Target, VolumeId};
 
+use super::canary::Canary;
 use super::{ConnId, Out, Output, ServerCore, Task, TaskDone, TaskId};
 use crate::state::{Attached, Origin, Record};
 
@@ -84,14 +85,19 @@ impl ServerCore {
         let key = RequestKey { session: peer.session, sequence };
         let mutating = request.is_mutating();
         let route = Route { conn, id, mutating, lowest_unanswered };
-        if let Some(stored) = self.state.result(key.session, sequence).cloned() {
+        let again = self.config.broken.breaks(Canary::ApplyTwice);
+        if let Some(stored) = self.state.result(key.session, sequence).cloned().filter(|_| !again) {
             return self.reply(route, stored);
         }
-        if self.operations.in_hand.insert(key, route).is_some() {
+        if self.operations.in_hand.insert(key, route).is_some() && !again {
             return; // Still in hand; the answer goes to this route now.
         }
         if mutating {
             self.open_operator_session(&peer);
+            if self.state.session(key.session).is_some_and(|session| !session.can_store(lowest_unanswered)) {
+                self.operations.in_hand.remove(&key);
+                return self.refuse(conn, id, RefusalKind::Invalid, "too many unacknowledged results in this session");
+            }
         }
         self.dispatch(key, request);
         self.start_tasks(out);
@@ -261,6 +267,9 @@ impl ServerCore {
 
     fn publish_volume(&mut self, name: &Name) -> Result<OperatorReply, Refusal> {
         let volume = self.volume_id(name)?;
+        if self.state.volume(volume).is_none_or(|v| v.importer.is_none()) {
+            return Err(Refusal::new(RefusalKind::Invalid, format!("{name} is not being imported")));
+        }
         self.record(Record::VolumePublish { volume });
         Ok(OperatorReply::Done)
     }
@@ -280,7 +289,7 @@ impl ServerCore {
             let reason = format!("{name} is attached on node {} (pid {}); detach it first", holder.node, holder.pid);
             return Err(Refusal::new(RefusalKind::Busy, reason));
         }
-        let snapshots = self.state.snapshots(volume).count();
+        let snapshots = self.state.snapshot_count(volume);
         if snapshots > 0 || self.creates.is_active(volume) {
             let reason = format!("{name} has {snapshots} snapshots; delete them first");
             return Err(Refusal::new(RefusalKind::Busy, reason));

@@ -12,6 +12,7 @@ use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::{Extent, FromServer, Place};
 use csnap_proto::{ChunkRange, Epoch, ReadId, RequestId, VolumeId};
 
+use super::canary::Canary;
 use super::{ConnId, ServerCore};
 use crate::state::Attached;
 
@@ -54,7 +55,11 @@ impl ServerCore {
         }
         // Only this connection's marks are looked at: whoever finishes elsewhere reads again.
         let mark = self.connections.get_mut(conn).and_then(|c| c.marks.remove(&read));
-        let whole = mark.is_some_and(|mark| !mark.broken);
+        let broken = self.config.broken;
+        let whole = match mark {
+            Some(mark) => !mark.broken || broken.breaks(Canary::ConfirmBrokenMark),
+            None => broken.breaks(Canary::ConfirmElsewhere),
+        };
         let answer =
             if whole { FromServer::FinishSnapshotReadOk { read } } else { FromServer::Retry { read } };
         self.send(conn, id, answer);

@@ -38,7 +38,7 @@ impl ServerCore {
             chunk: volume.chunk,
             origin,
             created: volume.created,
-            snapshots: self.state.snapshots(id).count() as u64,
+            snapshots: self.state.snapshot_count(id) as u64,
             epoch: volume.epoch,
             store_bytes: self.state.store_bytes(id),
             attached,
@@ -92,7 +92,7 @@ impl ServerCore {
                 continue;
             }
             let from = after.as_ref().filter(|(last, _)| last == name).map_or(Epoch(0), |(_, epoch)| epoch.next());
-            for snapshot in self.state.snapshots(volume).filter(|s| s.epoch >= from) {
+            for snapshot in self.state.snapshots_from(volume, from) {
                 if rows.len() == PAGE_ROWS_MAX {
                     return Ok(OperatorReply::Snapshots { rows, more: true });
                 }

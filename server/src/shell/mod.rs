@@ -62,7 +62,7 @@ async fn serve_node(config: &ServerConfig) -> anyhow::Result<()> {
     let pool = open(config).await?;
     let anointed = standby::stand_by(&pool, &listener, &mut link, orders).await?;
     let Some((taken, orders)) = anointed else { return Ok(()) };
-    let core = CoreConfig { client_lease: config.client_lease, drain_patience: config.drain_patience };
+    let core = CoreConfig { client_lease: config.client_lease, drain_patience: config.drain_patience, ..CoreConfig::default() };
     serve::serve(core, pool, taken, listener, link, orders).await
 }
 
@@ -70,13 +70,13 @@ async fn open(config: &ServerConfig) -> anyhow::Result<Pool<PosixStorage>> {
     let options = PosixOptions { backend: config.backend, shared: false };
     let storage = PosixStorage::open(&config.pool, options)
         .with_context(|| format!("cannot open the pool {}", config.pool.display()))?;
-    let pool = open_pool(storage).await?;
-    if !pool.is_shared() {
+    let pool = open_pool(&storage).await?;
+    if !pool.toml.shared {
         return Ok(pool);
     }
     // Seen by other hosts: nothing may come from this host's cache.
     let options = PosixOptions { backend: config.backend, shared: true };
-    Ok(open_pool(PosixStorage::open(&config.pool, options)?).await?)
+    Ok(open_pool(&PosixStorage::open(&config.pool, options)?).await?)
 }
 
 /// The machine's monotonic clock, which also counts while it is suspended.

@@ -15,7 +15,8 @@ use super::connection::Connection;
 use super::link::{Link, Order};
 use super::{now, wall};
 use crate::core::{Config, ConnId, Exit, Input, Output, ServerCore};
-use crate::state::{State, StateReplay};
+use crate::replay::StateReplay;
+use crate::state::State;
 use crate::term::{Fatal, Journal, Pool, Position, Prepared, TakenOver};
 use crate::work::{Done, Workbench};
 
@@ -37,10 +38,10 @@ pub(super) async fn serve<S: Storage>(
     link: Link,
     mut orders: mpsc::UnboundedReceiver<Order>,
 ) -> anyhow::Result<()> {
-    let (journal, state) = (taken.journal, taken.replay.into_state()?);
+    let (journal, state) = (taken.journal, taken.replay.into_state());
     let term = journal.term();
     let core = ServerCore::new(term, config, state, now(), wall());
-    let mut server = Server::new(core, Workbench::new(pool.storage().clone(), journal.clone()));
+    let mut server = Server::new(core, Workbench::new(&pool, journal.clone()));
     let mut keeper = spawn_local(keep_segments(journal));
     link.tell(ToAgent::ServerServing { term });
     tracing::info!(%term, "serving");
@@ -163,7 +164,7 @@ impl<S: Storage> Server<S> {
     }
 
     fn wish_for_checkpoint(&mut self, out: &mut Vec<Output>) {
-        if !self.checkpointing.get() && self.bench.journal().wants_checkpoint() {
+        if !self.checkpointing.get() && self.bench.wants_checkpoint() {
             self.checkpointing.set(true);
             self.core.step(now(), wall(), Input::CheckpointDue, out);
         }

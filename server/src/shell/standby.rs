@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::link::{Link, Order};
-use crate::state::StateReplay;
+use crate::replay::StateReplay;
 use crate::term::{Follower, Pool, TakenOver, TermError, take_over};
 
 /// How often a standby looks for news. What it has not seen yet is read at takeover, so this bounds only that.
@@ -26,7 +26,7 @@ pub(super) async fn stand_by<S: Storage>(
     link: &mut Link,
     mut orders: mpsc::UnboundedReceiver<Order>,
 ) -> anyhow::Result<Option<(TakenOver<S, StateReplay>, mpsc::UnboundedReceiver<Order>)>> {
-    let mut follower = Follower::new(pool.clone(), StateReplay::new(pool.id()));
+    let mut follower = Follower::new(pool, StateReplay::new(pool.id()));
     let mut ready = false;
     let mut failures = 0;
     loop {
@@ -64,7 +64,7 @@ async fn anoint<S: Storage>(
     term: Term,
     follower: Follower<S, StateReplay>,
 ) -> Result<Option<TakenOver<S, StateReplay>>, TermError> {
-    match take_over(pool, term, Some(follower)).await {
+    match take_over(pool, term, follower, super::now).await {
         Ok(taken) => Ok(Some(taken)),
         Err(TermError::Deposed(term)) => {
             tracing::info!(%term, "a later term has begun already");

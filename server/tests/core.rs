@@ -1,0 +1,522 @@
+//! Tables for the core's rules: each test names a property of grants, marks, creates, sessions or the order of effects.
+//!
+//! The desk around the core does what a shell would, at once and without failure, unless a test holds something back.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest, RefusalKind, Source};
+use csnap_proto::message::volume::{Attach, FromServer, Identify, IdentifyOk, Place, ToServer};
+use csnap_proto::{
+    Chunk, ChunkRange, ChunkSize, Frame, FreeBatchId, InstanceId, Name, PoolId, ReadId, RequestId, RequestToken, Secret,
+    Sequence, SessionId, Target, Term, Time, WallMillis,
+};
+use csnap_server::core::{Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
+use csnap_server::state::{Record, State};
+
+/// What the desk holds back until told otherwise.
+#[derive(Default)]
+struct Held {
+    gates: bool,
+    copies: bool,
+    growth_fails: bool,
+}
+
+struct Desk {
+    core: ServerCore,
+    now: Time,
+    sent: Vec<(ConnId, Frame<FromServer>)>,
+    closed: Vec<ConnId>,
+    exit: Option<Exit>,
+    held: Held,
+    waiting: Vec<Output>,
+    journal: Vec<Record>,
+    last_request: u64,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self::over(Term(1), State::new(PoolId([7; 16])))
+    }
+
+    fn over(term: Term, state: State) -> Self {
+        let core = ServerCore::new(term, Config::default(), state, Time(0), WallMillis(0));
+        let mut desk = Self {
+            core,
+            now: Time(0),
+            sent: Vec::new(),
+            closed: Vec::new(),
+            exit: None,
+            held: Held::default(),
+            waiting: Vec::new(),
+            journal: Vec::new(),
+            last_request: 0,
+        };
+        desk.give(Input::Tick);
+        desk
+    }
+
+    /// Gives an event, and everything that comes of it.
+    fn give(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let mut out = Vec::new();
+            self.core.step(self.now, WallMillis(0), input, &mut out);
+            if inputs.is_empty() {
+                self.core.end_turn(&mut out);
+            }
+            inputs.extend(out.into_iter().filter_map(|output| self.carry_out(output)));
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) -> Option<Input> {
+        match output {
+            Output::ReadGate { .. } if self.held.gates => self.waiting.push(output),
+            Output::CopyOut { .. } if self.held.copies => self.waiting.push(output),
+            Output::Append { batch, body, .. } => {
+                self.journal.extend(Record::decode_batch(&body).expect("the core's own records"));
+                return Some(Input::Appended { batch });
+            }
+            Output::ReadGate { batch } => return Some(Input::Gate { batch, open: true }),
+            Output::Send { conn, frame } => self.sent.push((conn, frame)),
+            Output::Close { conn } => self.closed.push(conn),
+            Output::CopyOut { copy, .. } => return Some(Input::CopiedOut { copy, result: Ok(Vec::new()) }),
+            Output::GrowArena { extent, .. } => {
+                return Some(Input::ArenaGrown { extent, grown: !self.held.growth_fails });
+            }
+            Output::Start { task, what } => {
+                let done = match what {
+                    Task::Measure { .. } => TaskDone::Measured { free_bytes: 1 << 30, heads_bytes: 0 },
+                    Task::InspectOrigin { path } => {
+                        TaskDone::Inspected { path, size_bytes: 1 << 20, device: 1, inode: 2, in_pool: false }
+                    }
+                    Task::CreateHead { .. } | Task::SyncHead { .. } => TaskDone::Done,
+                };
+                return Some(Input::TaskEnded { task, done });
+            }
+            Output::Punch { extents } => return Some(Input::Punched { extents }),
+            Output::RemoveHead { volume } => return Some(Input::HeadRemoved { volume }),
+            Output::Exit { reason } => self.exit = Some(reason),
+        }
+        None
+    }
+
+    /// Lets go what was held back.
+    fn release(&mut self) {
+        self.held = Held::default();
+        for output in std::mem::take(&mut self.waiting) {
+            if let Some(input) = self.carry_out(output) {
+                self.give(input);
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.give(Input::Tick);
+    }
+
+    /// Sends a request; its id.
+    fn say(&mut self, conn: ConnId, message: ToServer) -> RequestId {
+        self.last_request += 1;
+        let id = RequestId(self.last_request);
+        self.give(Input::Frame { conn, frame: Frame { id, term: Term(0), message } });
+        id
+    }
+
+    fn answer_to(&self, id: RequestId) -> Option<&FromServer> {
+        self.sent.iter().find(|(_, frame)| frame.id == id).map(|(_, frame)| &frame.message)
+    }
+
+    /// Sends a request and expects its answer at once.
+    fn ask(&mut self, conn: ConnId, message: ToServer) -> FromServer {
+        let id = self.say(conn, message);
+        self.answer_to(id).expect("an answer").clone()
+    }
+
+    fn connect(&mut self, conn: u64, who: u8, attach: Attach) -> FromServer {
+        self.give(Input::Accepted { conn: ConnId(conn) });
+        let identify = Identify {
+            session: SessionId([who; 16]),
+            secret: Secret([who; 16]),
+            instance: InstanceId([who; 16]),
+            node: name("n1"),
+            pid: u32::from(who),
+            attach,
+            cached_epoch: None,
+        };
+        self.ask(ConnId(conn), ToServer::Identify(identify))
+    }
+
+    fn operate(&mut self, conn: u64, sequence: u64, request: OperatorRequest) -> FromServer {
+        let sequence = Sequence(sequence);
+        self.ask(ConnId(conn), ToServer::Operate { sequence, lowest_unanswered: sequence, request })
+    }
+
+    /// An operator on connection 1, a volume `v` of 4096 chunks, its writer on connection 2.
+    fn with_writer() -> Self {
+        let mut desk = Self::new();
+        assert!(matches!(desk.connect(1, 1, Attach::Operator), FromServer::IdentifyOk(_)));
+        let made = desk.operate(1, 1, create_volume("v"));
+        assert!(matches!(made, FromServer::Operated(OperatorReply::Volume(_))), "{made:?}");
+        assert!(matches!(desk.connect(2, 2, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)));
+        desk
+    }
+
+    /// A snapshot `v@<snapshot>`, with the writer draining at once.
+    fn snapshot(&mut self, sequence: u64, snapshot: &str) {
+        let id = self.say(ConnId(1), create_snapshot(sequence, snapshot));
+        self.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(sequence) });
+        let answer = self.answer_to(id);
+        assert!(matches!(answer, Some(FromServer::Operated(OperatorReply::Snapshot(_)))), "{answer:?}");
+    }
+
+    fn write(&mut self, first: u64, count: u64) -> FromServer {
+        self.ask(ConnId(2), ToServer::QueryWrite { ranges: vec![range(first, count)] })
+    }
+
+    fn to(&self, conn: u64) -> Vec<&FromServer> {
+        self.sent.iter().filter(|(to, _)| *to == ConnId(conn)).map(|(_, frame)| &frame.message).collect()
+    }
+
+    fn check(&self) {
+        assert_eq!(self.core.state().check(), Ok(()));
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+fn target(text: &str) -> Target {
+    text.parse().expect("a target")
+}
+
+fn token(n: u64) -> RequestToken {
+    RequestToken([u8::try_from(n).expect("small"); 16])
+}
+
+fn range(first: u64, count: u64) -> ChunkRange {
+    ChunkRange { first: Chunk(first), count }
+}
+
+fn create_volume(volume: &str) -> OperatorRequest {
+    let size_bytes = 4096 * 4096;
+    OperatorRequest::VolumeCreate { name: name(volume), size_bytes, chunk: ChunkSize::MIN, source: Source::Empty }
+}
+
+fn create_snapshot(sequence: u64, snapshot: &str) -> ToServer {
+    let request =
+        OperatorRequest::SnapshotCreate { target: target(&format!("v@{snapshot}")), token: token(sequence) };
+    let sequence = Sequence(sequence);
+    ToServer::Operate { sequence, lowest_unanswered: sequence, request }
+}
+
+fn refused(message: &FromServer) -> Option<RefusalKind> {
+    if let FromServer::Refused(refusal) = message { Some(refusal.kind) } else { None }
+}
+
+#[test]
+fn without_snapshots_every_chunk_is_unique() {
+    let mut desk = Desk::new();
+    desk.connect(1, 1, Attach::Operator);
+    desk.operate(1, 1, create_volume("v"));
+    let welcome = desk.connect(2, 2, Attach::Writer(name("v")));
+    assert!(matches!(welcome, FromServer::IdentifyOk(IdentifyOk { all_unique: true, .. })));
+    let grant = desk.write(0, 4096);
+    assert!(matches!(grant, FromServer::WriteOk { all_unique: true, ref pages, .. } if pages.is_empty()));
+}
+
+#[test]
+fn a_shared_chunk_is_granted_after_its_copy_is_recorded_and_the_gate_was_open() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.held.copies = true;
+    let id = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(5, 2)] });
+    assert_eq!(desk.answer_to(id), None, "not before the copy-out");
+    desk.held = Held { gates: true, ..Held::default() };
+    for output in std::mem::take(&mut desk.waiting) {
+        let input = desk.carry_out(output).expect("a copy-out ends");
+        desk.give(input);
+    }
+    assert!(desk.journal.iter().any(|r| matches!(r, Record::Superseded { .. })), "recorded");
+    assert_eq!(desk.answer_to(id), None, "not before the gate");
+    desk.release();
+    let granted = desk.answer_to(id).expect("granted");
+    let FromServer::WriteOk { pages, all_unique: false, .. } = granted else { panic!("{granted:?}") };
+    assert_eq!(pages[0].bits[0], 0b0110_0000, "these two and no others");
+    desk.check();
+}
+
+#[test]
+fn a_rewrite_copies_nothing() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.write(5, 2);
+    let recorded = desk.journal.len();
+    assert!(matches!(desk.write(5, 2), FromServer::WriteOk { .. }));
+    assert_eq!(desk.journal.len(), recorded);
+}
+
+#[test]
+fn queries_that_want_the_same_chunk_share_its_copy() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.held.copies = true;
+    let first = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(0, 8)] });
+    let second = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(4, 8)] });
+    desk.release();
+    assert!(desk.answer_to(first).is_some() && desk.answer_to(second).is_some());
+    assert_eq!(desk.core.state().used_bytes(), 12 * 4096);
+    desk.check();
+}
+
+#[test]
+fn a_full_pool_refuses_the_chunks_that_it_cannot_take_and_no_others() {
+    let mut desk = Desk::with_writer();
+    desk.write(0, 1);
+    desk.snapshot(2, "a");
+    desk.held.growth_fails = true;
+    let FromServer::WriteOk { no_space, .. } = desk.write(3, 2) else { panic!("answered") };
+    assert_eq!(no_space, [range(3, 2)]);
+    desk.held.growth_fails = false;
+    desk.pass(Duration::from_secs(2));
+    let FromServer::WriteOk { no_space, .. } = desk.write(3, 2) else { panic!("answered") };
+    assert!(no_space.is_empty(), "space came back");
+    desk.check();
+}
+
+#[test]
+fn a_read_of_the_origin_is_confirmed_once_it_is_finished() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    let read = ReadId(9);
+    let located = desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(0, 4)] });
+    let FromServer::SnapshotRead { extents, .. } = located else { panic!("{located:?}") };
+    assert!(extents.iter().all(|e| e.place == Place::Origin));
+    let confirmed = desk.ask(ConnId(3), ToServer::FinishSnapshotRead { read });
+    assert_eq!(confirmed, FromServer::FinishSnapshotReadOk { read });
+    let again = desk.ask(ConnId(3), ToServer::FinishSnapshotRead { read });
+    assert_eq!(again, FromServer::Retry { read }, "a mark confirms one read");
+}
+
+#[test]
+fn a_grant_breaks_the_mark_and_does_not_wait_for_the_reader() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    let read = ReadId(9);
+    desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(0, 4)] });
+    assert!(matches!(desk.write(3, 1), FromServer::WriteOk { .. }), "the writer does not wait");
+    let finished = desk.ask(ConnId(3), ToServer::FinishSnapshotRead { read });
+    assert_eq!(finished, FromServer::Retry { read });
+    let located = desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(3, 1)] });
+    let FromServer::SnapshotRead { extents, .. } = located else { panic!("{located:?}") };
+    assert!(matches!(extents[0].place, Place::Store(_)), "the retry is served from the store");
+}
+
+#[test]
+fn a_mark_dies_with_its_connection() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    let read = ReadId(9);
+    desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(0, 4)] });
+    desk.connect(4, 3, Attach::Snapshot(target("v@a")));
+    assert!(desk.closed.contains(&ConnId(3)), "the session's older connection is ended");
+    assert_eq!(desk.ask(ConnId(4), ToServer::FinishSnapshotRead { read }), FromServer::Retry { read });
+}
+
+#[test]
+fn a_create_records_only_after_the_writer_drained() {
+    let mut desk = Desk::with_writer();
+    let id = desk.say(ConnId(1), create_snapshot(2, "a"));
+    assert!(desk.to(2).iter().any(|m| matches!(m, FromServer::SnapshotAdvice { .. })));
+    assert_eq!(desk.answer_to(id), None);
+    assert!(!desk.journal.iter().any(|r| matches!(r, Record::SnapshotCreate { .. })));
+    desk.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(9) });
+    assert_eq!(desk.answer_to(id), None, "an answer to another Advice does not count");
+    desk.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(2) });
+    assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(OperatorReply::Snapshot(_)))));
+    assert!(desk.to(2).iter().any(|m| matches!(m, FromServer::Resume { epoch, .. } if epoch.0 == 2)));
+}
+
+#[test]
+fn a_writer_that_comes_back_is_drained_anew() {
+    let mut desk = Desk::with_writer();
+    desk.give(Input::Closed { conn: ConnId(2) });
+    let id = desk.say(ConnId(1), create_snapshot(2, "a"));
+    assert_eq!(desk.answer_to(id), None, "an absent writer is waited for");
+    let welcome = desk.connect(4, 2, Attach::Writer(name("v")));
+    assert!(matches!(welcome, FromServer::IdentifyOk(IdentifyOk { advice_follows: true, .. })));
+    assert_eq!(desk.answer_to(id), None);
+    desk.say(ConnId(4), ToServer::SnapshotAdviceOk { advice: token(2) });
+    assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(_))));
+}
+
+#[test]
+fn a_writer_that_does_not_drain_fails_the_create_and_is_named_and_resumed() {
+    let mut desk = Desk::with_writer();
+    let id = desk.say(ConnId(1), create_snapshot(2, "a"));
+    for _ in 0..6 {
+        desk.say(ConnId(2), ToServer::Renew { forgotten: FreeBatchId(0) });
+        desk.pass(Duration::from_secs(1));
+    }
+    let Some(FromServer::Refused(refusal)) = desk.answer_to(id) else { panic!("refused") };
+    assert_eq!(refusal.kind, RefusalKind::TimedOut);
+    assert!(refusal.reason.contains("n1") && refusal.reason.contains("pid 2"), "{}", refusal.reason);
+    assert!(desk.to(2).iter().any(|m| matches!(m, FromServer::Resume { epoch, .. } if epoch.0 == 1)));
+    let late = desk.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(2) });
+    assert_eq!(desk.answer_to(late), None);
+    assert!(!desk.journal.iter().any(|r| matches!(r, Record::SnapshotCreate { .. })), "late is too late");
+}
+
+#[test]
+fn a_create_without_a_writer_syncs_the_head_and_a_newcomer_is_drained() {
+    let mut desk = Desk::with_writer();
+    desk.say(ConnId(2), ToServer::Release);
+    let id = desk.say(ConnId(1), create_snapshot(2, "a"));
+    assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(OperatorReply::Snapshot(_)))));
+}
+
+#[test]
+fn a_second_writer_is_refused_and_told_who_holds_the_volume() {
+    let mut desk = Desk::with_writer();
+    let FromServer::Refused(refusal) = desk.connect(3, 3, Attach::Writer(name("v"))) else { panic!("refused") };
+    assert_eq!(refusal.kind, RefusalKind::Busy);
+    assert!(refusal.reason.contains("pid 2"), "{}", refusal.reason);
+}
+
+#[test]
+fn silence_takes_a_connection_and_not_the_volume() {
+    let mut desk = Desk::with_writer();
+    desk.pass(Duration::from_secs(60));
+    assert!(desk.closed.contains(&ConnId(2)));
+    desk.connect(5, 1, Attach::Operator);
+    assert_eq!(refused(&desk.connect(3, 3, Attach::Writer(name("v")))), Some(RefusalKind::Busy));
+    assert!(matches!(desk.connect(4, 2, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)), "it comes back");
+}
+
+#[test]
+fn a_reaped_writer_gives_its_volume_up() {
+    let mut desk = Desk::with_writer();
+    desk.operate(1, 2, OperatorRequest::Reaped { instance: InstanceId([2; 16]) });
+    assert!(matches!(desk.connect(3, 3, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)));
+}
+
+#[test]
+fn a_session_belongs_to_whoever_has_its_secret() {
+    let mut desk = Desk::with_writer();
+    desk.give(Input::Accepted { conn: ConnId(8) });
+    let identify = Identify {
+        session: SessionId([2; 16]),
+        secret: Secret([9; 16]),
+        instance: InstanceId([9; 16]),
+        node: name("n2"),
+        pid: 9,
+        attach: Attach::Writer(name("v")),
+        cached_epoch: None,
+    };
+    let answer = desk.ask(ConnId(8), ToServer::Identify(identify));
+    assert_eq!(refused(&answer), Some(RefusalKind::Denied));
+    assert!(!desk.closed.contains(&ConnId(2)));
+}
+
+#[test]
+fn a_resend_is_answered_with_the_stored_result_also_by_a_successor() {
+    let mut desk = Desk::with_writer();
+    let first = desk.operate(1, 2, create_volume("w"));
+    let again = desk.operate(1, 2, create_volume("w"));
+    assert_eq!(first, again);
+    let mut successor = Desk::over(Term(2), desk.core.state().clone());
+    successor.connect(1, 1, Attach::Operator);
+    assert_eq!(successor.operate(1, 2, create_volume("w")), first);
+    successor.check();
+}
+
+#[test]
+fn a_snapshot_in_use_is_deleted_only_by_force_and_its_readers_are_told() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    let read = ReadId(1);
+    desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(0, 1)] });
+    let delete = |force| OperatorRequest::SnapshotDelete { target: target("v@a"), force };
+    let FromServer::Refused(refusal) = desk.operate(1, 3, delete(false)) else { panic!("refused") };
+    assert!(refusal.kind == RefusalKind::Busy && refusal.reason.contains("pid 3"), "{}", refusal.reason);
+    assert!(matches!(desk.operate(1, 4, delete(true)), FromServer::Operated(OperatorReply::Done)));
+    assert!(desk.to(3).contains(&&FromServer::SnapshotGone));
+    let finished = desk.ask(ConnId(3), ToServer::FinishSnapshotRead { read });
+    assert_eq!(finished, FromServer::Retry { read }, "its mark is broken");
+    let next = desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(0, 1)] });
+    assert_eq!(refused(&next), Some(RefusalKind::Gone));
+}
+
+#[test]
+fn a_copy_out_whose_snapshot_was_deleted_meanwhile_leaves_nothing_behind() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.held.copies = true;
+    let id = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(0, 4)] });
+    desk.operate(1, 3, OperatorRequest::SnapshotDelete { target: target("v@a"), force: false });
+    desk.release();
+    assert!(matches!(desk.answer_to(id), Some(FromServer::WriteOk { all_unique: true, .. })));
+    assert_eq!(desk.core.state().used_bytes(), 0);
+    desk.check();
+}
+
+#[test]
+fn deleting_every_snapshot_gives_all_space_back() {
+    let mut desk = Desk::with_writer();
+    for (sequence, snapshot) in [(2, "a"), (3, "b"), (4, "c")] {
+        desk.snapshot(sequence, snapshot);
+        desk.write(sequence, 600);
+    }
+    for (sequence, snapshot) in [(5, "b"), (6, "a"), (7, "c")] {
+        let request = OperatorRequest::SnapshotDelete { target: target(&format!("v@{snapshot}")), force: false };
+        desk.operate(1, sequence, request);
+    }
+    for _ in 0..20 {
+        desk.say(ConnId(2), ToServer::Renew { forgotten: FreeBatchId(0) });
+        desk.pass(Duration::from_millis(50));
+    }
+    assert_eq!(desk.core.state().used_bytes(), 0);
+    assert_eq!(desk.core.state().held().bytes, 0);
+    desk.check();
+}
+
+#[test]
+fn a_deposed_server_answers_nothing_and_ends() {
+    let mut desk = Desk::with_writer();
+    desk.held.gates = true;
+    let id = desk.say(ConnId(2), ToServer::Renew { forgotten: FreeBatchId(0) });
+    let Some(Output::ReadGate { batch }) = desk.waiting.pop() else { panic!("an answer waits for the gate") };
+    desk.give(Input::Gate { batch, open: false });
+    assert_eq!(desk.exit, Some(Exit::Deposed));
+    assert_eq!(desk.answer_to(id), None);
+    desk.give(Input::Accepted { conn: ConnId(9) });
+    assert_eq!(desk.answer_to(id), None, "and stays silent");
+}
+
+#[test]
+fn ranges_beyond_the_volume_are_refused() {
+    let mut desk = Desk::with_writer();
+    assert_eq!(refused(&desk.write(4095, 2)), Some(RefusalKind::Invalid));
+    assert_eq!(refused(&desk.write(u64::MAX - 1, 1)), Some(RefusalKind::Invalid));
+}
+
+#[test]
+fn an_import_is_nobody_elses_and_goes_with_its_importer() {
+    let mut desk = Desk::with_writer();
+    let request = OperatorRequest::VolumeCreate {
+        name: name("i"),
+        size_bytes: 4096,
+        chunk: ChunkSize::MIN,
+        source: Source::Import,
+    };
+    desk.operate(1, 2, request);
+    assert_eq!(refused(&desk.connect(3, 3, Attach::Writer(name("i")))), Some(RefusalKind::Busy));
+    desk.operate(1, 3, OperatorRequest::Reaped { instance: InstanceId([1; 16]) });
+    assert_eq!(desk.core.state().volumes().count(), 1, "whole or not at all");
+}
