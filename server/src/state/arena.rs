@@ -9,8 +9,8 @@
 
 use std::sync::Arc;
 
-use bitvec::BitArr;
-use bitvec::prelude::Lsb0;
+use bitvec::array::BitArray;
+use bitvec::order::Lsb0;
 use csnap_proto::units::BLOCKS_PER_ARENA;
 
 /// Blocks in one group: 16 MiB, so that reserving is rare, and an idle arena holds little.
@@ -19,7 +19,10 @@ pub(super) const GROUP_BLOCKS: u32 = 4096;
 /// Groups in one arena.
 pub(super) const GROUPS: u32 = BLOCKS_PER_ARENA / GROUP_BLOCKS;
 
-pub(super) type GroupBits = BitArr!(for GROUP_BLOCKS as usize, in u64, Lsb0);
+/// Words of a group's bitmap.
+pub(super) const GROUP_WORDS: usize = GROUP_BLOCKS as usize / 64;
+
+pub(super) type GroupBits = BitArray<[u64; GROUP_WORDS], Lsb0>;
 
 const _: () = assert!(BLOCKS_PER_ARENA.is_multiple_of(GROUP_BLOCKS));
 
@@ -31,7 +34,7 @@ pub(super) enum Mark {
     Promised,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Group {
     backed: GroupBits,
     taken: GroupBits,
@@ -110,7 +113,8 @@ pub(super) struct Arena {
 
 impl Default for Arena {
     fn default() -> Self {
-        let empty = Arc::new(Group::default());
+        let none = GroupBits::new([0; GROUP_WORDS]);
+        let empty = Arc::new(Group { backed: none, taken: none, promised: none, available: 0 });
         Self { groups: vec![empty; GROUPS as usize], touched: 0, taken: 0, available: 0, backed: 0 }
     }
 }

@@ -4,16 +4,20 @@
 //! a birth between them changed. Births "before all" are not in it. Kept as one bitmap a page of
 //! [`CHUNKS_PER_PAGE`] chunks, under the epoch.
 
-use bitvec::BitArr;
-use bitvec::prelude::Lsb0;
+use bitvec::array::BitArray;
+use bitvec::order::Lsb0;
 use csnap_proto::ids::Epoch;
 use csnap_proto::limits::CHUNKS_PER_PAGE;
+use csnap_proto::message::volume::PAGE_BITS_BYTES;
 use csnap_proto::units::Chunk;
 
 use super::leaves::Leaves;
 use super::record::ReapCursor;
 
-type Bits = BitArr!(for CHUNKS_PER_PAGE as usize, in u64, Lsb0);
+/// Words of a page's bitmap.
+const PAGE_WORDS: usize = PAGE_BITS_BYTES / 8;
+
+type Bits = BitArray<[u64; PAGE_WORDS], Lsb0>;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Births {

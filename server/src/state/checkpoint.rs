@@ -17,7 +17,7 @@ use csnap_proto::limits::VOLUME_BYTES_MAX;
 use csnap_proto::units::{Chunk, ChunkSize, StoreExtent, WallMillis};
 use serde::{Deserialize, Serialize};
 
-use super::arena::{Arena, GROUP_BLOCKS, GROUPS, GroupBits, Mark};
+use super::arena::{Arena, GROUP_BLOCKS, GROUP_WORDS, GROUPS, GroupBits, Mark};
 use super::free::{BATCH_ID_MAX, Frees};
 use super::map::ChunkMap;
 use super::reap::Reaping;
@@ -138,7 +138,9 @@ impl State {
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         let mut hash = blake3::Hasher::new();
-        self.rows().for_each(|row| drop(hash.update(&row.encode())));
+        for row in self.rows() {
+            hash.update(&row.encode());
+        }
         *hash.finalize().as_bytes()
     }
 
@@ -259,10 +261,8 @@ impl Loader {
             let (row, rest) = postcard::take_from_bytes::<Row>(left)
                 .map_err(|error| Corrupt::new(format!("a row of the checkpoint does not decode: {error}")))?;
             self.check_order(&row)?;
-            if let Row::End { digest } = &row {
-                if digest != self.hash.finalize().as_bytes() {
-                    return Err(Corrupt::new("the checkpoint does not match its digest"));
-                }
+            if matches!(&row, Row::End { digest } if digest != self.hash.finalize().as_bytes()) {
+                return Err(Corrupt::new("the checkpoint does not match its digest"));
             }
             self.hash.update(&left[..left.len() - rest.len()]);
             left = rest;
@@ -443,7 +443,7 @@ fn arena_of(touched: u32, backed: &[GroupRow]) -> Result<Arena, Corrupt> {
             GroupRow::None => {}
             GroupRow::All => arena.mark(Mark::Backed, first, GROUP_BLOCKS, true),
             GroupRow::Some(words) => {
-                let words = <[u64; GROUP_BLOCKS as usize / 64]>::try_from(&words[..]).map_err(|_| bad())?;
+                let words = <[u64; GROUP_WORDS]>::try_from(&words[..]).map_err(|_| bad())?;
                 arena.load_backed(first, GroupBits::new(words));
             }
         }

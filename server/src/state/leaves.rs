@@ -16,24 +16,15 @@ const LEAF_ENTRIES_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub(super) struct Leaves<K, V> {
     leaves: BTreeMap<K, Arc<Vec<(K, V)>>>,
-    len: usize,
 }
 
 impl<K, V> Default for Leaves<K, V> {
     fn default() -> Self {
-        Self { leaves: BTreeMap::new(), len: 0 }
+        Self { leaves: BTreeMap::new() }
     }
 }
 
 impl<K: Ord + Copy, V: Copy> Leaves<K, V> {
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     pub(super) fn get(&self, key: K) -> Option<V> {
         let (_, leaf) = self.leaves.range(..=key).next_back()?;
         leaf.binary_search_by_key(&key, |entry| entry.0).ok().map(|at| leaf[at].1)
@@ -60,11 +51,10 @@ impl<K: Ord + Copy, V: Copy> Leaves<K, V> {
     /// Entries from `key` on, ascending.
     pub(super) fn from(&self, key: K) -> impl Iterator<Item = (K, V)> + '_ {
         let start = self.leaves.range(..=key).next_back().map_or(key, |(filed, _)| *filed);
-        let entries = self.leaves.range(start..).flat_map(move |(_, leaf)| {
+        self.leaves.range(start..).flat_map(move |(_, leaf)| {
             let skip = if leaf[0].0 < key { leaf.partition_point(|entry| entry.0 < key) } else { 0 };
             leaf[skip..].iter().copied()
-        });
-        entries
+        })
     }
 
     /// All entries, ascending.
@@ -84,7 +74,6 @@ impl<K: Ord + Copy, V: Copy> Leaves<K, V> {
                 }
                 None => {
                     self.leaves.insert(key, Arc::new(vec![(key, value)]));
-                    self.len = 1;
                     return None;
                 }
             },
@@ -94,7 +83,6 @@ impl<K: Ord + Copy, V: Copy> Leaves<K, V> {
             Ok(at) => return Some(std::mem::replace(&mut leaf[at].1, value)),
             Err(at) => at,
         };
-        self.len += 1;
         if leaf.len() < LEAF_ENTRIES_MAX {
             leaf.insert(at, (key, value));
         } else if at == leaf.len() {
@@ -119,7 +107,6 @@ impl<K: Ord + Copy, V: Copy> Leaves<K, V> {
         let leaf = Arc::make_mut(leaf);
         let (_, value) = leaf.remove(at);
         let left = leaf.len();
-        self.len -= 1;
         if left == 0 {
             self.leaves.remove(&filed);
         } else if left <= LEAF_ENTRIES_MAX / 4 {
@@ -158,7 +145,6 @@ mod tests {
                 } else {
                     prop_assert_eq!(leaves.remove(key), model.remove(&key));
                 }
-                prop_assert_eq!(leaves.len(), model.len());
                 prop_assert_eq!(leaves.get(key), model.get(&key).copied());
                 let before = model.range(..key).next_back().map(|(k, v)| (*k, *v));
                 prop_assert_eq!(leaves.last_before(key), before);
@@ -175,9 +161,13 @@ mod tests {
     #[test]
     fn a_clone_does_not_see_later_changes() {
         let mut leaves = Leaves::default();
-        (0..1000u32).for_each(|key| drop(leaves.insert(key, key)));
+        for key in 0..1000u32 {
+            leaves.insert(key, key);
+        }
         let before = leaves.clone();
-        (0..1000).for_each(|key| drop(leaves.insert(key, 0)));
+        for key in 0..1000 {
+            leaves.insert(key, 0);
+        }
         assert!(before.iter().eq((0..1000).map(|key| (key, key))));
     }
 }

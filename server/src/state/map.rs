@@ -56,10 +56,6 @@ impl ChunkMap {
         self.stored
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.versions.is_empty()
-    }
-
     pub(super) fn births(&self) -> &Births {
         &self.births
     }

@@ -82,13 +82,12 @@ impl Volume {
         let reaping = self.reaping.or_else(|| self.dying.first().copied().map(start))?;
         let snapshot = reaping.snapshot;
         let mut dead: Vec<(Epoch, Chunk)> = Vec::new();
-        let mut looked = 0;
         let mut next = reaping.next;
-        for (page, chunks) in self.map.births().pages(reaping.next, self.next_boundary(snapshot)) {
+        let pages = self.map.births().pages(reaping.next, self.next_boundary(snapshot));
+        for (looked, (page, chunks)) in pages.enumerate() {
             if dead.len() >= budget || looked == PAGES_PER_SLICE_MAX {
                 return Some(self.reaped(snapshot, dead, next, batch));
             }
-            looked += 1;
             for chunk in chunks {
                 self.collect_dead(snapshot, chunk, page.epoch, &mut dead);
                 if dead.len() >= budget {

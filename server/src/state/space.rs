@@ -131,7 +131,7 @@ impl Space {
     /// The number of the next arena of the current term.
     fn next_arena(&self) -> u32 {
         let last = self.arenas.range((self.term, 0)..=(self.term, u32::MAX)).next_back();
-        last.map_or(0, |((_, arena), _)| arena + 1)
+        last.map_or(0, |((_, arena), _)| arena.saturating_add(1))
     }
 
     pub(super) fn back(&mut self, extent: StoreExtent) -> Result<(), Corrupt> {
