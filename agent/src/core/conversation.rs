@@ -11,7 +11,7 @@ use csnap_proto::message::local::{
 };
 use csnap_proto::{Name, RequestId, Term, Time};
 
-use super::{AgentCore, ConnId, ExporterRun, Output, Process};
+use super::{AgentCore, ClientRun, ConnId, Output, Process};
 
 /// A status waits this long for a fresh report of the exporter: well below the 100 ms in which an agent answers.
 const REPORT_WITHIN: Duration = Duration::from_millis(40);
@@ -69,7 +69,7 @@ impl AgentCore {
             (Role::Server, ToAgent::ServerDrained) => self.child.on_drained(),
             (Role::Server, ToAgent::Pong) => self.child.on_pong(),
             (Role::Guest | Role::Exporter, ToAgent::ExporterHello { instance, pid: _, nbd }) => {
-                let run = ExporterRun { instance, process: peer.process };
+                let run = ClientRun { instance, process: peer.process };
                 self.on_exporter_hello(now, conn, run, nbd, out);
             }
             (Role::Exporter, ToAgent::ExporterReport { clients }) => {
@@ -93,6 +93,16 @@ impl AgentCore {
                 let path = self.config.pool.clone();
                 out.push(Output::Send { conn, id, message: FromAgent::Pool { path } });
             }
+            (_, ToAgent::WriterHello { instance }) => {
+                let run = ClientRun { instance, process: peer.process };
+                let message = if self.reaping.expect_writer(run) {
+                    out.push(Output::Watch(run.process));
+                    FromAgent::Done
+                } else {
+                    FromAgent::Failed { reason: "too many imports run on this node".to_owned() }
+                };
+                out.push(Output::Send { conn, id, message });
+            }
             (_, ToAgent::StopExporter) => self.exporter.stop((conn, id), out),
             (_, _) => out.push(Output::Close { conn, reason: "it spoke out of its role" }),
         }
@@ -111,7 +121,7 @@ impl AgentCore {
         &mut self,
         now: Time,
         conn: ConnId,
-        run: ExporterRun,
+        run: ClientRun,
         nbd: Vec<String>,
         out: &mut Vec<Output>,
     ) {

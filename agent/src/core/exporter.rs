@@ -20,9 +20,9 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// One run of an exporter, as it is remembered over a restart of the agent.
+/// One run of a process that attaches volumes, as it is remembered over a restart of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub struct ExporterRun {
+pub struct ClientRun {
     /// The run.
     pub instance: InstanceId,
     /// Its process.
@@ -45,7 +45,7 @@ enum State {
     /// The agent has just started.
     Seeking {
         until: Time,
-        recorded: Option<ExporterRun>,
+        recorded: Option<ClientRun>,
     },
     Down {
         restart_at: Time,
@@ -71,7 +71,7 @@ struct Up {
 
 impl Exporter {
     /// `recorded`: of the agent's earlier life, whose process is alive; the caller watches it.
-    pub(super) fn new(now: Time, recorded: Option<ExporterRun>) -> Self {
+    pub(super) fn new(now: Time, recorded: Option<ClientRun>) -> Self {
         let state = State::Seeking { until: now.after(HELLO_WITHIN), recorded };
         Self { state, backoff: BACKOFF_MIN, clients: Vec::new(), nbd: Vec::new() }
     }
@@ -111,7 +111,7 @@ impl Exporter {
         &mut self,
         now: Time,
         conn: ConnId,
-        run: ExporterRun,
+        run: ClientRun,
         nbd: Vec<String>,
         out: &mut Vec<Output>,
     ) -> bool {
@@ -158,7 +158,7 @@ impl Exporter {
         now: Time,
         process: Process,
         out: &mut Vec<Output>,
-    ) -> Option<ExporterRun> {
+    ) -> Option<ClientRun> {
         let run = match &mut self.state {
             State::Seeking { recorded: Some(recorded), .. } if recorded.process == process => {
                 let run = *recorded;
@@ -166,7 +166,7 @@ impl Exporter {
                 Some(run)
             }
             State::Up(up) if up.process == process => {
-                let run = up.instance.map(|instance| ExporterRun { instance, process });
+                let run = up.instance.map(|instance| ClientRun { instance, process });
                 if now.since(up.since) >= HEALTHY_AFTER {
                     self.backoff = BACKOFF_MIN;
                     self.state = State::Down { restart_at: now };
@@ -176,7 +176,7 @@ impl Exporter {
                 run
             }
             State::Stopping { process: stopping, instance, askers } if *stopping == process => {
-                let run = instance.map(|instance| ExporterRun { instance, process });
+                let run = instance.map(|instance| ClientRun { instance, process });
                 out.extend(askers.drain(..).map(|(conn, id)| Output::Send {
                     conn,
                     id,
@@ -226,11 +226,11 @@ impl Exporter {
     }
 
     /// What a later life of the agent must know to find it again.
-    pub(super) fn run(&self) -> Option<ExporterRun> {
+    pub(super) fn run(&self) -> Option<ClientRun> {
         match &self.state {
-            State::Up(up) => up.instance.map(|instance| ExporterRun { instance, process: up.process }),
+            State::Up(up) => up.instance.map(|instance| ClientRun { instance, process: up.process }),
             State::Stopping { process, instance, .. } => {
-                instance.map(|instance| ExporterRun { instance, process: *process })
+                instance.map(|instance| ClientRun { instance, process: *process })
             }
             State::Seeking { recorded, .. } => *recorded,
             _ => None,

@@ -37,7 +37,7 @@ use csnap_proto::{Name, RequestId, SessionId, Term, Time};
 use serde::{Deserialize, Serialize};
 
 pub use self::anointing::SERVER_LOCK;
-pub use self::exporter::ExporterRun;
+pub use self::exporter::ClientRun;
 pub use self::reaping::Dead;
 pub use self::saved::SavedState;
 pub use self::seekers::Ticket;
@@ -460,9 +460,9 @@ impl AgentCore {
             self.reaping.add(Dead::Server { term });
         }
         if let Some(run) = self.exporter.on_exit(now, process, out) {
-            self.reaping.add(Dead::Exporter(run));
+            self.reaping.add(Dead::Client(run));
         }
-        self.reaping.on_leftover_ended(process);
+        self.reaping.on_ended(process);
     }
 
     /// Ends when the child is gone, the lock given back, and the session closed; or when it takes too long.

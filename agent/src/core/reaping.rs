@@ -10,7 +10,7 @@ use csnap_proto::message::local::ServerAddress;
 use csnap_proto::{Term, Time};
 use serde::{Deserialize, Serialize};
 
-use super::{ExporterRun, Output, Process};
+use super::{ClientRun, Output, Process};
 
 /// Wait before a declaration that was not taken in is repeated.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -19,11 +19,14 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// the operator's fence.
 const DEAD_MAX: usize = 4096;
 
+/// Most processes that write volumes at once beside the exporter: imports of one node.
+const WRITERS_MAX: usize = 1024;
+
 /// Who died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Dead {
-    /// A run of the exporter.
-    Exporter(ExporterRun),
+    /// A run of the exporter, or of another process that wrote volumes.
+    Client(ClientRun),
     /// The server of this term, reaped.
     Server {
         /// Its term.
@@ -39,6 +42,8 @@ pub(super) struct Reaping {
     not_before: Time,
     /// Servers of an earlier life of the agent that still run.
     leftovers: BTreeMap<Process, Term>,
+    /// Processes that write volumes and are not our children.
+    writers: BTreeSet<ClientRun>,
 }
 
 impl Reaping {
@@ -58,7 +63,19 @@ impl Reaping {
         self.leftovers.insert(process, term);
     }
 
-    pub(super) fn on_leftover_ended(&mut self, process: Process) {
+    /// A process writes volumes; it counts as dead when it has ended. False: too many do.
+    pub(super) fn expect_writer(&mut self, run: ClientRun) -> bool {
+        if self.writers.len() >= WRITERS_MAX {
+            return false;
+        }
+        self.writers.insert(run);
+        true
+    }
+
+    /// A watched process ended.
+    pub(super) fn on_ended(&mut self, process: Process) {
+        let dead: Vec<_> = self.writers.extract_if(.., |run| run.process == process).collect();
+        dead.into_iter().for_each(|run| self.add(Dead::Client(run)));
         if let Some(term) = self.leftovers.remove(&process) {
             self.add(Dead::Server { term });
         }
@@ -87,6 +104,11 @@ impl Reaping {
         &self.waiting
     }
 
+    /// Writers that live.
+    pub(super) fn writers(&self) -> &BTreeSet<ClientRun> {
+        &self.writers
+    }
+
     /// Servers of earlier lives that are not known dead yet.
     pub(super) fn expected(&self) -> impl Iterator<Item = (Process, Term)> {
         self.leftovers.iter().map(|(process, term)| (*process, *term))
@@ -98,7 +120,7 @@ impl Reaping {
 
     fn due(&self, serving: Term) -> impl Iterator<Item = &Dead> {
         let ripe = move |dead: &&Dead| match dead {
-            Dead::Exporter(_) => true,
+            Dead::Client(_) => true,
             Dead::Server { term } => *term < serving,
         };
         self.waiting.iter().filter(ripe).filter(|dead| !self.in_flight.contains(dead))

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::anointing::Anointing;
 use super::child::Child;
-use super::exporter::{Exporter, ExporterRun};
+use super::exporter::{ClientRun, Exporter};
 use super::members::Members;
 use super::reaping::{Dead, Reaping};
 use super::seekers::Seekers;
@@ -30,7 +30,9 @@ pub struct SavedState {
     /// Priority, if an operator changed it.
     pub priority: Option<u32>,
     /// The exporter that runs.
-    pub exporter: Option<ExporterRun>,
+    pub exporter: Option<ClientRun>,
+    /// Other processes that write volumes.
+    pub writers: BTreeSet<ClientRun>,
     /// Servers that run or ran under a term, and are not known dead.
     pub servers: Vec<(Process, Term)>,
     /// Who is dead and not declared yet.
@@ -66,13 +68,20 @@ impl AgentCore {
                 reaping.add(Dead::Server { term });
             }
         }
+        for &run in saved.iter().flat_map(|saved| &saved.writers) {
+            if is_alive(run.process) && reaping.expect_writer(run) {
+                leftovers.push(Output::Watch(run.process));
+            } else {
+                reaping.add(Dead::Client(run));
+            }
+        }
         let recorded = saved.as_ref().and_then(|saved| saved.exporter);
         let (alive, dead) = match recorded {
             Some(run) if is_alive(run.process) => (Some(run), None),
             dead => (None, dead),
         };
         leftovers.extend(alive.map(|run| Output::Watch(run.process)));
-        dead.into_iter().for_each(|run| reaping.add(Dead::Exporter(run)));
+        dead.into_iter().for_each(|run| reaping.add(Dead::Client(run)));
         Self {
             priority: saved.as_ref().and_then(|saved| saved.priority).unwrap_or(config.priority),
             config,
@@ -108,6 +117,7 @@ impl AgentCore {
             last_event: self.client.last_event(),
             priority: (self.priority != self.config.priority).then_some(self.priority),
             exporter: self.exporter.run(),
+            writers: self.reaping.writers().clone(),
             servers: child.into_iter().chain(self.reaping.expected()).collect(),
             dead: self.reaping.waiting().clone(),
         }

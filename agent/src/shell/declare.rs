@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::server::Caller;
 use super::{Event, Events};
-use crate::core::{Dead, ExporterRun, Input};
+use crate::core::{ClientRun, Dead, Input};
 
 /// Declarations that wait for the one in hand; the core repeats what does not fit.
 const WAITING_MAX: usize = 64;
@@ -67,7 +67,7 @@ async fn declare(caller: &mut Caller, pool: &Path, dead: Dead, tcp: &str) -> any
     let mut call = caller.call(tcp).await?;
     let request = match dead {
         Dead::Server { term } => OperatorRequest::ServerReaped { term },
-        Dead::Exporter(run) => {
+        Dead::Client(run) => {
             let volumes = match caller.operate(&mut call, OperatorRequest::VolumeList).await? {
                 Ok(OperatorReply::Volumes(volumes)) => volumes,
                 Ok(_) => bail!("the server did not list its volumes"),
@@ -95,7 +95,7 @@ async fn declare(caller: &mut Caller, pool: &Path, dead: Dead, tcp: &str) -> any
 fn heads_written_by(
     volumes: &[VolumeInfo],
     node: &csnap_proto::Name,
-    run: ExporterRun,
+    run: ClientRun,
     pool: &Path,
 ) -> Vec<PathBuf> {
     let written = |volume: &&VolumeInfo| {

@@ -160,6 +160,12 @@ pub enum ToAgent {
     },
     /// Where does the pool lie. → [`FromAgent::Pool`].
     Pool,
+    /// I am a process that writes volumes itself, for a while (an import): when it ends, declare this run of it dead. →
+    /// [`FromAgent::Done`] once its end cannot be missed.
+    WriterHello {
+        /// This run of it.
+        instance: InstanceId,
+    },
     /// End the node's exporter in an orderly way and do not start another. → [`FromAgent::Done`] once it is gone.
     StopExporter,
 }
