@@ -28,6 +28,8 @@ mod reads;
 mod release;
 mod session;
 mod syncs;
+#[cfg(test)]
+mod tests;
 mod unique;
 mod writes;
 

@@ -351,3 +351,10 @@ fn refused(refusal: &Refusal) -> RequestError {
         _ => RequestError::Refused(refusal.clone()),
     }
 }
+
+#[cfg(test)]
+impl ClientCore {
+    pub(super) fn writes_asked(&self) -> Vec<RequestId> {
+        self.writes.queries.keys().copied().collect()
+    }
+}

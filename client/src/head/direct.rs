@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use csnap_storage::posix::AlignedBuffer;
 
 use crate::core::RequestError;
 
@@ -74,12 +75,12 @@ impl Direct {
     pub(super) fn read(&self, file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
         let start = offset - offset % self.align;
         let skip = as_len(offset - start);
-        let mut buf = Aligned::new(self.round_up(skip + len));
-        let found = read_up_to(file, start, buf.get())?;
+        let mut buf = AlignedBuffer::new(self.round_up(skip + len));
+        let found = read_up_to(file, start, buf.as_mut_slice())?;
         if found < skip + len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(buf.into_bytes(skip, len))
+        Ok(buf.freeze().slice(skip..skip + len))
     }
 
     pub(super) fn write(&self, file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -87,8 +88,8 @@ impl Direct {
         let start = offset - offset % self.align;
         let skip = as_len(offset - start);
         let end = skip + data.len();
-        let mut buf = Aligned::new(self.round_up(end));
-        let bytes = buf.get();
+        let mut buf = AlignedBuffer::new(self.round_up(end));
+        let bytes = buf.as_mut_slice();
         let block = as_len(self.align);
         let last = bytes.len() - block;
         if skip > 0 {
@@ -122,29 +123,4 @@ fn read_up_to(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(done)
-}
-
-/// Memory that starts at a multiple of [`ALIGN_MAX`].
-struct Aligned {
-    memory: Vec<u8>,
-    from: usize,
-    len: usize,
-}
-
-impl Aligned {
-    fn new(len: usize) -> Self {
-        let memory = vec![0; len + as_len(ALIGN_MAX)];
-        let from = memory.as_ptr().align_offset(as_len(ALIGN_MAX));
-        assert!(from < as_len(ALIGN_MAX), "bytes can be aligned to anything");
-        Self { memory, from, len }
-    }
-
-    fn get(&mut self) -> &mut [u8] {
-        &mut self.memory[self.from..self.from + self.len]
-    }
-
-    fn into_bytes(self, skip: usize, len: usize) -> Bytes {
-        let start = self.from + skip;
-        Bytes::from(self.memory).slice(start..start + len)
-    }
 }
