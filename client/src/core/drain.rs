@@ -5,10 +5,17 @@
 //! failover the same create may ask again and writes may have gone on in between.
 
 use csnap_proto::message::volume::ToServer;
-use csnap_proto::{Epoch, RequestToken};
+use csnap_proto::{Epoch, RequestId, RequestToken};
 
 use super::syncs::SyncFor;
 use super::{Canary, ClientCore, IoFor, IoId, IoOp, Output};
+
+/// One asking to drain. The id tells it from another for the same create: a late answer to the first is none to the second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Advice {
+    pub(super) token: RequestToken,
+    pub(super) id: RequestId,
+}
 
 /// Whether writes are issued, and how far a drain is.
 #[derive(Clone, Copy, Debug)]
@@ -18,11 +25,11 @@ pub(super) enum Stop {
     /// Writes are issued, grants are taken.
     Open,
     /// A first sync, so that the last is short: writes to chunks known unique go on, grants are thrown away.
-    PreSync { advice: RequestToken, io: IoId },
+    PreSync { advice: Advice, io: IoId },
     /// Nothing is issued; what is in flight returns.
-    Draining { advice: RequestToken },
+    Draining { advice: Advice },
     /// Nothing is in flight; the last sync.
-    FinalSync { advice: RequestToken, io: IoId },
+    FinalSync { advice: Advice, io: IoId },
     /// Answered, or told at identification that an Advice will come: nothing is issued until the Resume.
     Stopped { answered: Option<RequestToken> },
 }
@@ -32,11 +39,11 @@ impl Stop {
         matches!(self, Self::Open | Self::PreSync { .. })
     }
 
-    fn advice(self) -> Option<RequestToken> {
+    fn token(self) -> Option<RequestToken> {
         match self {
             Self::NotAttached | Self::Open => None,
             Self::PreSync { advice, .. } | Self::Draining { advice } | Self::FinalSync { advice, .. } => {
-                Some(advice)
+                Some(advice.token)
             }
             Self::Stopped { answered } => answered,
         }
@@ -61,12 +68,12 @@ impl ClientCore {
         matches!(self.stop, Stop::Open)
     }
 
-    pub(super) fn on_advice(&mut self, advice: RequestToken, out: &mut Vec<Output>) {
+    pub(super) fn on_advice(&mut self, advice: Advice, out: &mut Vec<Output>) {
         if !self.is_writer() || self.end.is_some() {
             return;
         }
         self.ask_writes_again();
-        if self.answers_at_once(advice) {
+        if self.answers_at_once(advice.token) {
             return self.answer(advice, out);
         }
         self.stop = match self.stop {
@@ -82,8 +89,8 @@ impl ClientCore {
 
     /// Never, but for the tests of the tests.
     #[cfg(feature = "canary")]
-    fn answers_at_once(&self, advice: RequestToken) -> bool {
-        let known = self.config.canaries.has(Canary::AdviceNotAnew) && self.answered == Some(advice);
+    fn answers_at_once(&self, token: RequestToken) -> bool {
+        let known = self.config.canaries.has(Canary::AdviceNotAnew) && self.answered == Some(token);
         known || self.config.canaries.has(Canary::AdviceWithoutDrain)
     }
 
@@ -124,14 +131,15 @@ impl ClientCore {
 
     /// Everything issued before is durable: forget what is writable, then say so, on the connection of the Advice (a
     /// broken one ends the drain, see [`Self::on_drain_broken`]).
-    fn answer(&mut self, advice: RequestToken, out: &mut Vec<Output>) {
-        self.stop = Stop::Stopped { answered: Some(advice) };
+    fn answer(&mut self, advice: Advice, out: &mut Vec<Output>) {
+        let Advice { token, id } = advice;
+        self.stop = Stop::Stopped { answered: Some(token) };
         self.forget_unique();
         #[cfg(feature = "canary")]
         {
-            self.answered = Some(advice);
+            self.answered = Some(token);
         }
-        self.send(ToServer::SnapshotAdviceOk { advice }, out);
+        self.send_as(id, ToServer::SnapshotAdviceOk { advice: token }, out);
     }
 
     pub(super) fn forget_unique(&mut self) {
@@ -143,7 +151,7 @@ impl ClientCore {
 
     /// The create is over, either way. One that is not the last Advice's came too late and changes nothing.
     pub(super) fn on_resume(&mut self, advice: RequestToken, epoch: Epoch, all_unique: bool) {
-        if self.is_writer() && self.stop.advice().is_none_or(|mine| mine == advice) {
+        if self.is_writer() && self.stop.token().is_none_or(|mine| mine == advice) {
             self.enter_epoch(epoch, all_unique);
             self.open_writes();
         }

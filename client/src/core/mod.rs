@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use csnap_proto::message::volume::{Attach, FromServer, Geometry, ToServer};
+use csnap_proto::message::volume::{Attach, FromServer, Geometry, NO_TERM, ToServer};
 use csnap_proto::{ChunkRange, Epoch, Frame, RequestId, Term, Time};
 
 mod api;
@@ -37,7 +37,7 @@ pub use api::*;
 pub use canary::{Canaries, Canary};
 pub use unique::UniqueCache;
 
-use drain::Stop;
+use drain::{Advice, Stop};
 use forget::Forgets;
 use reads::{PieceIo, Reads};
 use release::Releasing;
@@ -371,7 +371,7 @@ impl ClientCore {
     fn frame(&mut self, message: ToServer) -> Frame<ToServer> {
         self.last_frame = self.last_frame.next();
         *self.messages.entry(message.name()).or_default() += 1;
-        Frame { id: self.last_frame, term: Term(0), message }
+        Frame { id: self.last_frame, term: NO_TERM, message }
     }
 
     /// Sends on the identified connection; `None` when there is none.
@@ -383,6 +383,14 @@ impl ClientCore {
         Some(id)
     }
 
+    /// Sends an answer to a frame of the server, with that frame's id.
+    fn send_as(&mut self, id: RequestId, message: ToServer, out: &mut Vec<Output>) {
+        if let Some((conn, _)) = self.link.ready() {
+            *self.messages.entry(message.name()).or_default() += 1;
+            out.push(Output::Send { conn, frame: Frame { id, term: NO_TERM, message } });
+        }
+    }
+
     fn on_message(&mut self, now: Time, frame: Frame<FromServer>, out: &mut Vec<Output>) {
         let id = frame.id;
         match frame.message {
@@ -392,7 +400,7 @@ impl ClientCore {
             FromServer::SnapshotRead { read, extents } => self.on_snapshot_read(now, id, read, &extents, out),
             FromServer::FinishSnapshotReadOk { read } => self.on_finished(id, read, true, out),
             FromServer::Retry { read } => self.on_finished(id, read, false, out),
-            FromServer::SnapshotAdvice { advice } => self.on_advice(advice, out),
+            FromServer::SnapshotAdvice { advice: token } => self.on_advice(Advice { token, id }, out),
             FromServer::Resume { advice, epoch, all_unique } => self.on_resume(advice, epoch, all_unique),
             FromServer::Renewed { forget, all_unique, epoch } => {
                 self.on_renewed(now, id, &forget, all_unique, epoch, out);

@@ -159,7 +159,8 @@ pub enum ToServer {
         /// The read of message 1, on this same connection.
         read: ReadId,
     },
-    /// Everything issued before the Advice is durable, nothing is writable any more.
+    /// Everything issued before the Advice is durable, nothing is writable any more. Its frame carries the id of the
+    /// Advice's frame: a late answer to an earlier Advice of the same create does not count for a later one.
     SnapshotAdviceOk {
         /// Of the Advice that is answered.
         advice: RequestToken,
@@ -216,7 +217,8 @@ pub enum FromServer {
         /// Of message 3.
         read: ReadId,
     },
-    /// Stop writing, drain, make durable, forget what is writable, then answer.
+    /// Stop writing, drain, make durable, forget what is writable, then answer. Its frame's id is new on the connection
+    /// with each Advice, also with one of a create that was advised before.
     SnapshotAdvice {
         /// Identity of the create; an Advice seen before is drained anew all the same.
         advice: RequestToken,

@@ -7,6 +7,7 @@ use csnap_proto::*;
 
 use super::*;
 
+mod writer;
 
 const CHUNK: u64 = 4096;
 const CHUNKS: u64 = 20_000;
