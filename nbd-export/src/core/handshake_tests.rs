@@ -63,21 +63,18 @@ fn run(input: &[u8], piece_bytes: usize) -> (Vec<u8>, Progress, Vec<String>) {
     for piece in input.chunks(piece_bytes) {
         arrived.extend_from_slice(piece);
         let mut rest = &arrived[..];
-        loop {
-            let mut progress = machine.advance(&mut rest, &mut out);
-            while let Progress::Ask(ask) = &progress {
-                if let Ask::Open(name) = ask {
-                    opened.push(name.clone());
-                }
-                progress = machine.answer(answer(ask), &mut out);
-                if progress == Progress::NeedInput {
-                    progress = machine.advance(&mut rest, &mut out);
-                }
+        let mut progress = machine.advance(&mut rest, &mut out);
+        while let Progress::Ask(ask) = &progress {
+            if let Ask::Open(name) = ask {
+                opened.push(name.clone());
             }
-            match progress {
-                Progress::NeedInput => break,
-                end => return (out, end, opened),
+            progress = machine.answer(answer(ask), &mut out);
+            if progress == Progress::NeedInput {
+                progress = machine.advance(&mut rest, &mut out);
             }
+        }
+        if progress != Progress::NeedInput {
+            return (out, progress, opened);
         }
         arrived = rest.to_vec();
     }

@@ -1,7 +1,7 @@
 //! What one client can make the server do or hold. Each number says why it is that number.
 //!
 //! Together they bound the memory of a connection by about [`INPUT_BYTES`] + [`OUTPUT_BYTES`] + [`IN_FLIGHT_BYTES_MAX`],
-//! or one request of [`PAYLOAD_BYTES_MAX`] instead of the last when a client without structured replies reads that much.
+//! and one read of [`PAYLOAD_BYTES_MAX`] more when a client without structured replies asks for that.
 
 use std::time::Duration;
 
@@ -76,4 +76,4 @@ const _: () = assert!(OUTPUT_HIGH_BYTES + WHOLE_READ_BYTES + REPLY_ROOM_BYTES <=
 const _: () = assert!(8 * STATUS_EXTENTS_MAX + REPLY_ROOM_BYTES + OUTPUT_HIGH_BYTES <= OUTPUT_BYTES);
 const _: () = assert!(PIECE_BYTES + super::wire::REQUEST_BYTES <= INPUT_BYTES);
 const _: () = assert!(OPTION_BYTES_MAX as usize + super::wire::OPTION_HEADER_BYTES <= INPUT_BYTES);
-const _: () = assert!(PIECE_ALIGN as usize <= PIECE_BYTES && WAITING_PART_BYTES <= IN_FLIGHT_BYTES_MAX);
+const _: () = assert!(PIECE_ALIGN <= PIECE_BYTES as u64 && WAITING_PART_BYTES <= IN_FLIGHT_BYTES_MAX);

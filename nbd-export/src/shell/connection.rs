@@ -1,0 +1,477 @@
+//! One attached connection: requests in, replies out.
+//!
+//! ```text
+//! socket ─► input window ─► handle: try at once ──► output window ─► socket
+//!                              └─ would wait ─► Work (a task each) ─┘
+//! ```
+//!
+//! Everything that has arrived is handled before anything is sent. Large reads and writes are cut into pieces
+//! ([`PIECE_BYTES`]): a write's are written as they arrive, a structured read's are sent as they are read.
+//!
+//! Invariants: a request is handled only when its reply has room in the output and, should it have to wait, in [`Work`];
+//! otherwise nothing more is read from the client. A cookie is answered once, and a write only when all its parts are
+//! written.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::ReadBuf;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::listen::Stream;
+use super::work::{Change, Outcome, Reading, Work, WriteId};
+use crate::core::errno::{Problem, errno};
+use crate::core::limits::{
+    DRAIN_TIME_MAX, OUTPUT_BYTES, OUTPUT_HIGH_BYTES, PIECE_ALIGN, PIECE_BYTES, REPLY_ROOM_BYTES,
+    WAITING_PART_BYTES, WHOLE_READ_BYTES,
+};
+use crate::core::request::{Command, Header, Request, Terms, Verdict, judge};
+use crate::core::window::Window;
+use crate::core::wire::REQUEST_BYTES;
+use crate::core::{reply, status};
+use crate::export::{Attempt, ErrorKind, Export, ExportError, Zeroing};
+
+/// Free space that a read from the socket wants; less is not worth the call while the rest is being handled.
+const ARRIVAL_BYTES: usize = 64 << 10;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The client said DISC.
+    #[error("disconnected")]
+    Disconnected,
+    /// The exporter ends.
+    #[error("shut down")]
+    ShutDown,
+    /// The client went away; in this trade that is a normal way to leave.
+    #[error("the client went away: {0}")]
+    Gone(#[from] io::Error),
+    /// The client broke the protocol.
+    #[error("protocol violation: {0}")]
+    Violation(&'static str),
+    /// A task panicked.
+    #[error("a request failed inside: {0}")]
+    Inside(#[from] tokio::task::JoinError),
+}
+
+/// A refused request whose payload is being skipped.
+struct Skipping {
+    cookie: u64,
+    problem: Problem,
+    left: usize,
+}
+
+/// A large write whose payload is arriving.
+struct Receiving {
+    write: WriteId,
+    offset: u64,
+    left: usize,
+}
+
+/// A large write until it is answered.
+struct Parts {
+    cookie: u64,
+    fua: bool,
+    arrived: bool,
+    waiting: usize,
+    failed: Option<ExportError>,
+}
+
+/// The connection. See the module.
+pub struct Connection<S, E> {
+    stream: S,
+    terms: Terms,
+    export: Arc<E>,
+    input: Window,
+    output: Window,
+    /// Data of the reply whose header was the last thing put into the output; nothing else may be put there before it.
+    body: Bytes,
+    skipping: Option<Skipping>,
+    receiving: Option<Receiving>,
+    readings: VecDeque<Reading>,
+    writes: BTreeMap<WriteId, Parts>,
+    next_write: u64,
+    work: Work<E>,
+    /// The client may still say something.
+    listening: bool,
+}
+
+impl<S: Stream, E: Export> Connection<S, E> {
+    /// An attached connection; `input` holds what arrived beyond the negotiation.
+    pub fn new(stream: S, terms: Terms, export: Arc<E>, input: Window) -> Self {
+        Self {
+            stream,
+            terms,
+            work: Work::new(Arc::clone(&export)),
+            export,
+            input,
+            output: Window::new(OUTPUT_BYTES),
+            body: Bytes::new(),
+            skipping: None,
+            receiving: None,
+            readings: VecDeque::new(),
+            writes: BTreeMap::new(),
+            next_write: 0,
+            listening: true,
+        }
+    }
+
+    /// Serves until the client leaves or `shutdown` turns true. What was accepted by then is finished, except for a client
+    /// that is not there any more.
+    pub async fn run(mut self, shutdown: &mut watch::Receiver<bool>) -> End {
+        let end = tokio::select! {
+            biased;
+            end = self.serve() => end,
+            _ = shutdown.wait_for(|&down| down) => End::ShutDown,
+        };
+        if matches!(end, End::Disconnected | End::ShutDown) {
+            self.listening = false;
+            // A client that does not read its last replies, or a request that cannot end, is left behind.
+            let _ = timeout(DRAIN_TIME_MAX, self.drain()).await;
+        }
+        self.work.abort().await;
+        end
+    }
+
+    async fn serve(&mut self) -> End {
+        loop {
+            if let Err(end) = self.handle() {
+                return end;
+            }
+            if let Err(end) = poll_fn(|cx| self.poll_progress(cx)).await {
+                return end;
+            }
+        }
+    }
+
+    /// Finishes what was accepted.
+    async fn drain(&mut self) -> Result<(), End> {
+        loop {
+            self.handle()?;
+            if self.work.is_idle()
+                && self.readings.is_empty()
+                && self.body.is_empty()
+                && self.output.is_empty()
+            {
+                return Ok(());
+            }
+            poll_fn(|cx| self.poll_progress(cx)).await?;
+        }
+    }
+
+    /// Sends, collects what tasks have finished, receives: whatever is possible now. Ready as soon as anything was.
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let mut moved = false;
+        while !self.output.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, self.output.filled()) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Gone(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(count)) => self.output.consume(count),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                Poll::Pending => break,
+            }
+            moved = true;
+        }
+        while self.may_reply() && !self.work.is_idle() {
+            match self.work.poll_next(cx) {
+                Poll::Ready(Some(outcome)) => self.on_outcome(outcome?),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+            moved = true;
+        }
+        if self.listening && self.input.room() > 0 {
+            moved |= self.poll_arrival(cx)?.is_ready();
+        }
+        if moved { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let wanted = ARRIVAL_BYTES.min(self.input.room());
+        let mut free = ReadBuf::new(self.input.free(wanted));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut free))?;
+        let count = free.filled().len();
+        self.input.commit(count);
+        if count == 0 {
+            Poll::Ready(Err(End::Gone(io::ErrorKind::UnexpectedEof.into())))
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The output takes one more reply, of any kind.
+    fn may_reply(&self) -> bool {
+        self.body.is_empty() && self.output.len() < OUTPUT_HIGH_BYTES
+    }
+
+    /// Handles what has arrived, as far as there is room for the replies.
+    fn handle(&mut self) -> Result<(), End> {
+        self.pour_body();
+        while self.may_reply() {
+            if !self.work.has_room(WAITING_PART_BYTES) {
+                break;
+            }
+            if let Some(reading) = self.readings.pop_front() {
+                self.read_piece(reading);
+                continue;
+            }
+            let moved = if self.skipping.is_some() {
+                self.skip_piece()
+            } else if self.receiving.is_some() {
+                self.receive_piece()
+            } else {
+                self.take_request()?
+            };
+            if !moved {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the next request, once enough of it is there.
+    fn take_request(&mut self) -> Result<bool, End> {
+        let Some(bytes) = self.input.filled().first_chunk::<REQUEST_BYTES>() else { return Ok(false) };
+        let Some(header) = Header::decode(bytes) else {
+            return Err(End::Violation("a request without its magic"));
+        };
+        match judge(&header, &self.terms) {
+            Verdict::Disconnect if self.listening => return Err(End::Disconnected),
+            Verdict::Disconnect => return Ok(false),
+            Verdict::Refuse { cookie, problem, payload_bytes } => {
+                self.input.consume(REQUEST_BYTES);
+                self.skipping = Some(Skipping { cookie, problem, left: payload_bytes as usize });
+            }
+            Verdict::Accept(request) if matches!(request.command, Command::Write) => {
+                return Ok(self.take_write(&request));
+            }
+            Verdict::Accept(request) => {
+                self.input.consume(REQUEST_BYTES);
+                self.start(&request);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Starts a request without payload.
+    fn start(&mut self, request: &Request) {
+        let Request { cookie, command, offset, len, fua } = *request;
+        match command {
+            Command::Write => unreachable!("writes have a payload"),
+            Command::Flush => self.work.flush(cookie),
+            Command::BlockStatus { one } => self.work.status(cookie, offset, len, one),
+            _ if len == 0 => reply::done(&mut self.output, self.terms.structured, cookie),
+            Command::Read { whole } => {
+                let reading = Reading { cookie, offset, end: offset + u64::from(len) };
+                if whole { self.read_whole(reading, len as usize) } else { self.read_piece(reading) }
+            }
+            Command::Trim => self.work.change(cookie, Change::Trim, offset, len, fua),
+            Command::Cache => self.work.change(cookie, Change::Cache, offset, len, fua),
+            Command::WriteZeroes { no_hole, fast_only } => {
+                let how = Zeroing { may_punch: !no_hole, fast_only };
+                self.work.change(cookie, Change::Zero(how), offset, len, fua);
+            }
+        }
+    }
+
+    /// Answers with all data at once.
+    fn read_whole(&mut self, reading: Reading, len: usize) {
+        if len > WHOLE_READ_BYTES || !self.try_read(reading, len) {
+            self.work.read(reading, len);
+        }
+    }
+
+    /// Answers the next piece of a reading; the rest waits for its turn.
+    fn read_piece(&mut self, reading: Reading) {
+        let left = usize::try_from(reading.end - reading.offset).expect("a request has a 32-bit length");
+        let len = left.min(PIECE_BYTES);
+        if !self.try_read(reading, len) {
+            self.work.read(reading, left.min(WAITING_PART_BYTES));
+        }
+    }
+
+    /// Reads the first `len` bytes of `reading` into the output, if that needs no waiting.
+    fn try_read(&mut self, reading: Reading, len: usize) -> bool {
+        let structured = self.terms.structured;
+        let Reading { cookie, offset, end } = reading;
+        let rest = Reading { offset: offset + len as u64, ..reading };
+        reply::data_header(&mut self.output, structured, cookie, offset, len, rest.offset == end);
+        match self.export.try_read(offset, &mut self.output.free(len)[..len]) {
+            Attempt::Done => {
+                self.output.commit(len);
+                if rest.offset < end {
+                    self.readings.push_front(rest);
+                }
+                true
+            }
+            Attempt::WouldBlock => {
+                self.output.retract(reply::data_header_bytes(structured));
+                false
+            }
+            Attempt::Failed(error) => {
+                self.output.retract(reply::data_header_bytes(structured));
+                self.refuse(cookie, &error);
+                true
+            }
+        }
+    }
+
+    /// Takes a write: a small one once all of it is there, a large one in parts as they arrive.
+    fn take_write(&mut self, request: &Request) -> bool {
+        let Request { cookie, offset, fua, .. } = *request;
+        let len = request.len as usize;
+        if len > PIECE_BYTES {
+            self.input.consume(REQUEST_BYTES);
+            let write = WriteId(self.next_write);
+            self.next_write += 1;
+            self.writes.insert(write, Parts { cookie, fua, arrived: false, waiting: 0, failed: None });
+            self.receiving = Some(Receiving { write, offset, left: len });
+            return true;
+        }
+        let Some(data) = self.input.filled().get(REQUEST_BYTES..REQUEST_BYTES + len) else { return false };
+        let attempt = if len == 0 { Attempt::Done } else { self.export.try_write(offset, data) };
+        match attempt {
+            Attempt::Done if fua => self.work.flush(cookie),
+            Attempt::Done => reply::done(&mut self.output, self.terms.structured, cookie),
+            Attempt::WouldBlock => self.work.write(cookie, offset, Bytes::copy_from_slice(data), fua),
+            Attempt::Failed(error) => self.refuse(cookie, &error),
+        }
+        self.input.consume(REQUEST_BYTES + len);
+        true
+    }
+
+    /// Writes what has arrived of a large write, up to where it may be cut.
+    fn receive_piece(&mut self) -> bool {
+        let Some(Receiving { write, offset, left }) = self.receiving else { return false };
+        let mut len = self.input.len().min(left).min(WAITING_PART_BYTES);
+        if len < left {
+            let cut = (offset + len as u64) / PIECE_ALIGN * PIECE_ALIGN;
+            len = cut.checked_sub(offset).map_or(0, |len| usize::try_from(len).expect("below the payload"));
+        }
+        if len == 0 {
+            return false;
+        }
+        let parts = self.writes.get_mut(&write).expect("a write stays until it has arrived");
+        if parts.failed.is_none() {
+            let data = &self.input.filled()[..len];
+            match self.export.try_write(offset, data) {
+                Attempt::Done => {}
+                Attempt::WouldBlock => {
+                    parts.waiting += 1;
+                    self.work.write_part(write, offset, Bytes::copy_from_slice(data));
+                }
+                Attempt::Failed(error) => parts.failed = Some(error),
+            }
+        }
+        self.input.consume(len);
+        if len == left {
+            parts.arrived = true;
+            self.receiving = None;
+            self.finish_write(write);
+        } else {
+            self.receiving = Some(Receiving { write, offset: offset + len as u64, left: left - len });
+        }
+        true
+    }
+
+    /// Answers a large write if all of it is done.
+    fn finish_write(&mut self, write: WriteId) {
+        let done = |parts: &Parts| parts.arrived && parts.waiting == 0;
+        if !self.writes.get(&write).is_some_and(done) {
+            return;
+        }
+        let Some(Parts { cookie, fua, failed, .. }) = self.writes.remove(&write) else { return };
+        match failed {
+            Some(error) => self.refuse(cookie, &error),
+            None if fua => self.work.flush(cookie),
+            None => reply::done(&mut self.output, self.terms.structured, cookie),
+        }
+    }
+
+    /// Skips what has arrived of a refused request's payload, and answers at its end.
+    fn skip_piece(&mut self) -> bool {
+        let Some(skipping) = &mut self.skipping else { return false };
+        let skipped = skipping.left.min(self.input.len());
+        self.input.consume(skipped);
+        skipping.left -= skipped;
+        if skipping.left > 0 {
+            return false;
+        }
+        let (cookie, problem) = (skipping.cookie, skipping.problem);
+        self.skipping = None;
+        reply::error(&mut self.output, self.terms.structured, cookie, errno(problem), problem.message());
+        true
+    }
+
+    /// Answers with an export's failure.
+    fn refuse(&mut self, cookie: u64, error: &ExportError) {
+        let number = errno(Problem::Export(error.kind));
+        reply::error(&mut self.output, self.terms.structured, cookie, number, &error.message);
+    }
+
+    fn on_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Read(reading, Ok(data)) => self.on_read(reading, data),
+            Outcome::Read(Reading { cookie, .. }, Err(error)) => self.refuse(cookie, &error),
+            Outcome::Done(cookie, Ok(())) => reply::done(&mut self.output, self.terms.structured, cookie),
+            Outcome::Done(cookie, Err(error)) => self.refuse(cookie, &error),
+            Outcome::Part(write, result) => {
+                let parts = self.writes.get_mut(&write).expect("a write stays until its parts are done");
+                parts.waiting -= 1;
+                if let Err(error) = result {
+                    parts.failed.get_or_insert(error);
+                }
+                self.finish_write(write);
+            }
+            Outcome::Status { cookie, len, one, result } => self.on_status(cookie, len, one, result),
+        }
+    }
+
+    fn on_read(&mut self, reading: Reading, data: Bytes) {
+        let Reading { cookie, offset, end } = reading;
+        let rest = Reading { offset: offset + data.len() as u64, ..reading };
+        assert!(!data.is_empty() && rest.offset <= end, "an export gives what it was asked for");
+        reply::data_header(
+            &mut self.output,
+            self.terms.structured,
+            cookie,
+            offset,
+            data.len(),
+            rest.offset == end,
+        );
+        self.body = data;
+        self.pour_body();
+        if rest.offset < end {
+            self.readings.push_back(rest);
+        }
+    }
+
+    /// Moves as much of the body into the output as fits.
+    fn pour_body(&mut self) {
+        if !self.body.is_empty() {
+            let room = self.output.room().saturating_sub(REPLY_ROOM_BYTES);
+            let poured = self.body.split_to(self.body.len().min(room));
+            self.output.put(&poured);
+        }
+    }
+
+    fn on_status(
+        &mut self,
+        cookie: u64,
+        len: u32,
+        one: bool,
+        result: Result<Vec<crate::BlockExtent>, ExportError>,
+    ) {
+        let described = result.map(|extents| status::describe(&extents, len, one));
+        match described {
+            Ok(extents) if !extents.is_empty() => reply::block_status(&mut self.output, cookie, &extents),
+            Ok(_) => self
+                .refuse(cookie, &ExportError::new(ErrorKind::Io, "the export does not know its allocation")),
+            Err(error) => self.refuse(cookie, &error),
+        }
+    }
+}
