@@ -70,6 +70,15 @@ struct Waiter {
     done: oneshot::Sender<Done>,
 }
 
+impl Waiter {
+    /// Takes in what was read; a read that was started over brings the same bytes again, perhaps cut otherwise.
+    fn add_part(&mut self, at: u64, bytes: Bytes) {
+        let end = at + bytes.len() as u64;
+        self.parts.retain(|(other, old)| *other >= end || other + old.len() as u64 <= at);
+        self.parts.push((at, bytes));
+    }
+}
+
 /// How a request ended, with what was read, by position in its buffer.
 type Done = Result<Vec<(u64, Bytes)>, RequestError>;
 
@@ -189,7 +198,7 @@ impl Shared {
     fn start_io(self: &Arc<Self>, state: &mut State, io: IoId, op: IoOp) {
         if let IoOp::ReadZeros { request, len, buffer_at } = op {
             let zeros = Bytes::from(vec![0; as_len(len)]);
-            state.waiters.get_mut(&request).expect("its read waits").parts.push((buffer_at, zeros));
+            state.waiters.get_mut(&request).expect("its read waits").add_part(buffer_at, zeros);
             let State { core, outputs, .. } = state;
             core.step(clock::now(), Input::IoDone { io, result: Ok(()) }, outputs);
             return;
@@ -222,10 +231,7 @@ impl Shared {
         let result = result.map(|bytes| {
             if let IoOp::HeadRead { request, buffer_at, .. } | IoOp::StoreRead { request, buffer_at, .. } = op
             {
-                let parts = &mut state.waiters.get_mut(&request).expect("its read waits").parts;
-                // A read that was started over brings a part again.
-                parts.retain(|(at, _)| *at != buffer_at);
-                parts.push((buffer_at, bytes));
+                state.waiters.get_mut(&request).expect("its read waits").add_part(buffer_at, bytes);
             }
         });
         self.drive_locked(&mut state, Input::IoDone { io, result });

@@ -7,6 +7,7 @@ use csnap_proto::*;
 
 use super::*;
 
+mod reader;
 mod writer;
 
 const CHUNK: u64 = 4096;
