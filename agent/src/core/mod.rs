@@ -24,8 +24,9 @@ mod members;
 mod reaping;
 mod saved;
 mod seekers;
+#[cfg(test)]
+mod tests;
 mod wishes;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -326,6 +327,11 @@ impl AgentCore {
             self.stopping.filter(|_| !self.stopped),
         ];
         times.into_iter().flatten().min()
+    }
+
+    #[cfg(test)]
+    fn known_term(&self) -> Option<Term> {
+        self.known.as_ref().map(|known| known.term)
     }
 
     /// Does everything that the state asks for. The order matters in one place: the child is judged before the lock is

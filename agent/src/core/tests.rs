@@ -1,0 +1,7 @@
+//! Several agent cores and the real lockd core in one virtual world: processes are played, time is a number, the
+//! network is cut by the test. Named for what must hold.
+
+mod anointing;
+mod chaos;
+mod local;
+mod world;

@@ -1,0 +1,199 @@
+//! What an agent does for its own node: sockets, the exporter, the dead, the conversation.
+
+use std::time::Duration;
+
+use csnap_proto::message::local::{FromAgent, ToAgent};
+use csnap_proto::{InstanceId, RequestId, Term};
+
+use super::super::{Dead, Failback, Input, Process};
+use super::world::World;
+
+const FAST: Duration = Duration::from_millis(10);
+
+/// Everything has been started by then, exporters last.
+const STARTED: Duration = Duration::from_secs(1);
+
+/// One node with everything running.
+fn alone() -> World {
+    let mut world = World::new(&[100], Failback::Auto);
+    world.run(STARTED);
+    world.settled();
+    world
+}
+
+/// Two nodes with everything running.
+fn pair() -> World {
+    let mut world = World::new(&[100, 50], Failback::Manual);
+    world.run(STARTED);
+    world.settled();
+    world
+}
+
+#[test]
+fn a_client_without_a_suspicion_gets_the_server_that_is_known() {
+    let mut world = World::new(&[100, 50], Failback::Auto);
+    let early = world.ask(1, ToAgent::NeedServer { suspect: Term(0) });
+    let server = world.settled();
+    world.run(FAST);
+    let late = world.ask(1 - server, ToAgent::NeedServer { suspect: Term(0) });
+    world.run(FAST);
+    let term = world.term();
+    assert_eq!(world.nodes[1].handed_out.iter().find(|(conn, _)| *conn == early), Some(&(early, term)));
+    assert!(world.nodes[1 - server].handed_out.contains(&(late, term)));
+}
+
+#[test]
+fn a_suspected_server_is_handed_out_again_only_after_it_answered() {
+    let mut world = pair();
+    let server = world.server();
+    let other = 1 - server;
+    let term = world.term();
+    let conn = world.ask(other, ToAgent::NeedServer { suspect: term });
+    world.run(FAST);
+    assert_eq!(world.nodes[other].probes, 1);
+    assert_eq!(world.nodes[other].handed_out, [(conn, term)]);
+}
+
+#[test]
+fn a_client_of_a_frozen_server_waits_for_its_successor() {
+    let mut world = pair();
+    let server = world.server();
+    let other = 1 - server;
+    let term = world.term();
+    world.nodes[server].child.as_mut().expect("it serves").frozen = true;
+    let conn = world.ask(other, ToAgent::NeedServer { suspect: term });
+    world.run(Duration::from_secs(1));
+    let successor = world.term();
+    assert!(successor > term);
+    assert_eq!(world.nodes[other].handed_out, [(conn, successor)]);
+}
+
+#[test]
+fn exporters_learn_of_every_new_server() {
+    let mut world = pair();
+    let server = world.server();
+    world.kill_server(server);
+    world.settled();
+    world.run(FAST);
+    for node in &world.nodes {
+        let terms: Vec<_> = node
+            .told
+            .iter()
+            .filter_map(
+                |(_, _, message)| {
+                    if let FromAgent::ServerReady { term } = message { Some(*term) } else { None }
+                },
+            )
+            .collect();
+        assert!(terms.contains(&world.term()) && terms.is_sorted(), "{terms:?}");
+    }
+}
+
+#[test]
+fn an_exporter_is_found_again_by_the_next_agent() {
+    let mut world = alone();
+    let exporter = world.nodes[0].exporter;
+    world.kill_agent(0);
+    world.run(Duration::from_millis(100));
+    world.start_agent(0);
+    world.run(Duration::from_secs(5));
+    assert_eq!((world.nodes[0].exporter, world.nodes[0].exporters_started), (exporter, 1));
+    assert_eq!(
+        world.nodes[0].declared.len(),
+        1,
+        "only the old server is dead: {:?}",
+        world.nodes[0].declared
+    );
+}
+
+#[test]
+fn an_exporter_that_dies_is_started_again_and_declared_dead() {
+    let mut world = alone();
+    let exporter = world.nodes[0].exporter.expect("runs");
+    world.end(0, exporter);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.nodes[0].exporters_started, 2);
+    let dead = world.nodes[0]
+        .declared
+        .iter()
+        .any(|dead| matches!(dead, Dead::Client(run) if run.process == exporter));
+    assert!(dead, "{:?}", world.nodes[0].declared);
+}
+
+#[test]
+fn an_exporter_that_died_with_its_agent_is_declared_dead_by_the_next() {
+    let mut world = alone();
+    let exporter = world.nodes[0].exporter.take().expect("runs");
+    world.kill_agent(0);
+    world.start_agent(0);
+    world.run(Duration::from_secs(3));
+    let dead = world.nodes[0]
+        .declared
+        .iter()
+        .any(|dead| matches!(dead, Dead::Client(run) if run.process == exporter));
+    assert!(dead && world.nodes[0].exporters_started == 2);
+}
+
+#[test]
+fn a_writer_that_dies_is_declared_dead() {
+    let mut world = alone();
+    let process = Process { pid: 9, started: 9 };
+    let conn = world.connect(0, process);
+    let message = ToAgent::WriterHello { instance: InstanceId([9; 16]) };
+    world.step(0, Input::Received { conn, id: RequestId(1), message });
+    assert_eq!(world.answers(0, conn), [&FromAgent::Done]);
+    world.end(0, process);
+    world.run(FAST);
+    assert!(matches!(world.nodes[0].declared[..], [Dead::Client(run)] if run.process == process));
+}
+
+#[test]
+fn a_dead_server_is_declared_to_its_successor() {
+    let mut world = pair();
+    let server = world.server();
+    let term = world.term();
+    world.kill_server(server);
+    world.settled();
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.nodes[server].declared, [Dead::Server { term }]);
+}
+
+#[test]
+fn an_exporter_that_is_told_to_stop_stays_stopped() {
+    let mut world = alone();
+    let conn = world.ask(0, ToAgent::StopExporter);
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.answers(0, conn), [&FromAgent::Done]);
+    assert_eq!((world.nodes[0].exporter, world.nodes[0].exporters_started), (None, 1));
+}
+
+#[test]
+fn a_status_is_answered_within_a_hundred_milliseconds_whatever_is_missing() {
+    for lockd_too in [false, true] {
+        let mut world = if lockd_too { World::new(&[100], Failback::Auto) } else { alone() };
+        if lockd_too {
+            world.kill_lockd();
+        }
+        let conn = world.ask(0, ToAgent::Status);
+        world.run(Duration::from_millis(100));
+        assert!(matches!(world.answers(0, conn)[..], [FromAgent::Status(_)]));
+    }
+}
+
+#[test]
+fn whoever_speaks_out_of_its_role_is_cut_off() {
+    let mut world = alone();
+    let messages = [
+        ToAgent::ServerHello { tcp: "127.0.0.1:1".to_owned() },
+        ToAgent::ServerServing { term: Term(99) },
+        ToAgent::Pong,
+        ToAgent::ExporterReport { clients: Vec::new() },
+        ToAgent::ExporterHello { instance: InstanceId([1; 16]), pid: 1, nbd: Vec::new() },
+    ];
+    world.run(FAST);
+    for message in messages {
+        let conn = world.ask(0, message.clone());
+        assert!(world.nodes[0].closed.contains(&conn), "{message:?}");
+    }
+    assert_eq!(world.server(), 0);
+}

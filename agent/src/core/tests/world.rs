@@ -1,0 +1,559 @@
+//! The world of these tests: nodes with an agent core, a played server child, a played exporter; one lockd.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
+use csnap_lockd::core::table::{Command, Table};
+use csnap_lockd::core::{ConnectionId, Input as LockdInput, Lockd, Output as LockdOutput};
+use csnap_proto::message::local::{FromAgent, ToAgent};
+use csnap_proto::message::lock::{FromLockd, ToLockd};
+use csnap_proto::{Frame, InstanceId, Name, RequestId, Secret, SessionId, Term, Time};
+
+use super::super::{
+    AgentCore, ConnId, CoreConfig, Dead, Failback, Input, Output, Process, SavedState, Timing,
+};
+
+pub(super) const PLACE_STEP: Duration = Duration::from_millis(40);
+pub(super) const FAILBACK: Duration = Duration::from_secs(5);
+pub(super) const LEASE: Duration = Duration::from_millis(1500);
+pub(super) const PING_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// One way between an agent and lockd.
+const NET: Duration = Duration::from_micros(200);
+/// One way between processes of a node, and the time a played process thinks.
+const LOCAL: Duration = Duration::from_micros(50);
+/// From the start of a process to its first word.
+const START: Duration = Duration::from_millis(2);
+/// A takeover.
+const TAKEOVER: Duration = Duration::from_millis(3);
+
+enum Event {
+    /// For an agent of this life.
+    Agent(usize, u32, Input),
+    ToLockd(LockdInput),
+    /// A played server reaches a point of its life.
+    Child(usize, Process, ChildStep),
+}
+
+#[derive(Clone, Copy)]
+enum ChildStep {
+    Hello,
+    Follow,
+    Serve(Term),
+    Drained,
+    Exit,
+}
+
+/// A played server.
+#[derive(Clone, Debug)]
+pub(super) struct PlayedServer {
+    pub(super) process: Process,
+    conn: ConnId,
+    pub(super) frozen: bool,
+    pub(super) serving: Option<Term>,
+}
+
+pub(super) struct Node {
+    pub(super) name: Name,
+    pub(super) core: Option<AgentCore>,
+    life: u32,
+    pub(super) saved: Option<SavedState>,
+    priority: u32,
+    failback: Failback,
+    pub(super) child: Option<PlayedServer>,
+    pub(super) exporter: Option<Process>,
+    pub(super) exporters_started: u32,
+    connection: Option<(u64, ConnectionId)>,
+    pub(super) cut: bool,
+    next_conn: u64,
+    next_identity: u8,
+    /// What peers of the agent were told, but for pings.
+    pub(super) told: Vec<(ConnId, RequestId, FromAgent)>,
+    pub(super) closed: Vec<ConnId>,
+    pub(super) declared: Vec<Dead>,
+    pub(super) handed_out: Vec<(ConnId, Term)>,
+    pub(super) probes: u32,
+    pub(super) stopped: bool,
+}
+
+pub(super) struct World {
+    pub(super) now: Time,
+    queue: BTreeMap<(Time, u64), Event>,
+    queued: u64,
+    pub(super) lockd: Option<Lockd>,
+    log: Vec<Bytes>,
+    last_connection: u64,
+    last_pid: u32,
+    pub(super) nodes: Vec<Node>,
+    /// Every term that a server was told to serve under, in order.
+    pub(super) anointed: Vec<(Term, usize)>,
+}
+
+impl World {
+    /// A node for each priority, all started.
+    pub(super) fn new(priorities: &[u32], failback: Failback) -> Self {
+        let lockd = Lockd::new(Time(0), Name::new("lockd1").expect("a name"), 1, Table::default());
+        let mut world = Self {
+            now: Time(0),
+            queue: BTreeMap::new(),
+            queued: 0,
+            lockd: Some(lockd),
+            log: Vec::new(),
+            last_connection: 0,
+            last_pid: 100,
+            nodes: Vec::new(),
+            anointed: Vec::new(),
+        };
+        for (i, priority) in priorities.iter().enumerate() {
+            world.nodes.push(Node {
+                name: Name::new(format!("n{}", i + 1)).expect("a name"),
+                core: None,
+                life: 0,
+                saved: None,
+                priority: *priority,
+                failback,
+                child: None,
+                exporter: None,
+                exporters_started: 0,
+                connection: None,
+                cut: false,
+                next_conn: 0,
+                next_identity: 0,
+                told: Vec::new(),
+                closed: Vec::new(),
+                declared: Vec::new(),
+                handed_out: Vec::new(),
+                probes: 0,
+                stopped: false,
+            });
+            world.start_agent(i);
+        }
+        world
+    }
+
+    pub(super) fn start_agent(&mut self, n: usize) {
+        let fresh = self.draw(n);
+        let node = &mut self.nodes[n];
+        if node.core.is_some() {
+            return;
+        }
+        node.life += 1;
+        let config = CoreConfig {
+            node: node.name.clone(),
+            pid: 10 + u32::try_from(n).expect("few nodes"),
+            priority: node.priority,
+            failback: node.failback,
+            timing: Timing {
+                ping_interval: Duration::from_millis(100),
+                ping_timeout: PING_TIMEOUT,
+                place_step: PLACE_STEP,
+                failback_after: FAILBACK,
+            },
+            pool: "/pool".to_owned(),
+        };
+        let client = ClientConfig {
+            node: node.name.clone(),
+            lease_ms: u64::try_from(LEASE.as_millis()).expect("short"),
+            renew_ms: 250,
+        };
+        let exporter = node.exporter;
+        let core = AgentCore::new(self.now, config, client, fresh, node.saved.clone(), |process| {
+            exporter == Some(process)
+        });
+        node.core = Some(core);
+        self.step(n, Input::Tick);
+        // An exporter that outlived the last agent finds the new one.
+        if let Some(process) = exporter {
+            self.exporter_hello(n, process);
+        }
+    }
+
+    /// The agent dies; its server with it, its exporter not.
+    pub(super) fn kill_agent(&mut self, n: usize) {
+        if self.nodes[n].core.take().is_some() {
+            self.nodes[n].child = None;
+            self.disconnect(n);
+        }
+    }
+
+    fn draw(&mut self, n: usize) -> Identity {
+        let node = &mut self.nodes[n];
+        node.next_identity += 1;
+        let mut bytes = [u8::try_from(n).expect("few nodes"); 16];
+        bytes[1] = node.next_identity;
+        Identity { session: SessionId(bytes), secret: Secret(bytes) }
+    }
+
+    fn push(&mut self, after: Duration, event: Event) {
+        self.queued += 1;
+        self.queue.insert((self.now.after(after), self.queued), event);
+    }
+
+    fn agent(&mut self, n: usize, after: Duration, input: Input) {
+        let life = self.nodes[n].life;
+        self.push(after, Event::Agent(n, life, input));
+    }
+
+    pub(super) fn step(&mut self, n: usize, input: Input) {
+        let mut out = Vec::new();
+        let Some(core) = &mut self.nodes[n].core else { return };
+        core.step(self.now, input, &mut out);
+        for output in out {
+            self.carry_out(n, output);
+        }
+    }
+
+    fn carry_out(&mut self, n: usize, output: Output) {
+        match output {
+            Output::Lockd(output) => self.client_output(n, output),
+            Output::DrawIdentity => {
+                let identity = self.draw(n);
+                self.agent(n, Duration::ZERO, Input::Identity(identity));
+            }
+            Output::Send { conn, id, message } => self.deliver(n, conn, id, message),
+            Output::Close { conn, .. } => self.nodes[n].closed.push(conn),
+            Output::SpawnServer => self.spawn_server(n),
+            Output::SpawnExporter => {
+                let process = self.process();
+                self.nodes[n].exporter = Some(process);
+                self.nodes[n].exporters_started += 1;
+                self.step(n, Input::ExporterSpawned(Ok(process)));
+                self.exporter_hello(n, process);
+            }
+            Output::Kill(process) | Output::Terminate(process) => self.end(n, process),
+            Output::Watch(_) | Output::DropSocket { .. } | Output::Note(_) => {}
+            Output::ConnectServer { ticket, tcp } => {
+                let made = self.server_at(&tcp).is_some();
+                self.agent(n, NET, Input::ServerConnect { ticket, made });
+            }
+            Output::HandOut { conn, message, .. } => {
+                let FromAgent::Connected { term, .. } = message else { panic!("sockets go with Connected") };
+                self.nodes[n].handed_out.push((conn, term));
+            }
+            Output::Probe { tcp, term } => {
+                self.nodes[n].probes += 1;
+                let alive =
+                    self.server_at(&tcp).is_some_and(|child| !child.frozen && child.serving == Some(term));
+                self.agent(n, NET, Input::Probed { term, alive });
+            }
+            Output::Declare { dead, tcp } => {
+                let done = self.server_at(&tcp).is_some_and(|child| child.serving.is_some() && !child.frozen);
+                if done {
+                    self.nodes[n].declared.push(dead);
+                }
+                self.agent(n, NET, Input::Declared { dead, done });
+            }
+            Output::Save(state) => self.nodes[n].saved = Some(state),
+            Output::Stopped => self.nodes[n].stopped = true,
+        }
+    }
+
+    fn process(&mut self) -> Process {
+        self.last_pid += 1;
+        Process { pid: self.last_pid, started: self.now.0 }
+    }
+
+    /// Somebody connects to the agent of `n`.
+    pub(super) fn connect(&mut self, n: usize, process: Process) -> ConnId {
+        self.nodes[n].next_conn += 1;
+        let conn = ConnId(self.nodes[n].next_conn);
+        self.step(n, Input::Accepted { conn, process });
+        conn
+    }
+
+    /// A guest with a question.
+    pub(super) fn ask(&mut self, n: usize, message: ToAgent) -> ConnId {
+        let process = self.process();
+        let conn = self.connect(n, process);
+        self.step(n, Input::Received { conn, id: RequestId(7), message });
+        conn
+    }
+
+    pub(super) fn answers(&self, n: usize, conn: ConnId) -> Vec<&FromAgent> {
+        self.nodes[n].told.iter().filter(|(to, ..)| *to == conn).map(|(_, _, message)| message).collect()
+    }
+
+    fn exporter_hello(&mut self, n: usize, process: Process) {
+        let conn = self.connect(n, process);
+        let instance = InstanceId([u8::try_from(process.pid % 251).expect("below"); 16]);
+        let message = ToAgent::ExporterHello { instance, pid: process.pid, nbd: vec!["nbd://x".to_owned()] };
+        self.agent(n, START, Input::Received { conn, id: RequestId(0), message });
+    }
+
+    fn spawn_server(&mut self, n: usize) {
+        let process = self.process();
+        self.nodes[n].child = Some(PlayedServer { process, conn: ConnId(0), frozen: false, serving: None });
+        self.step(n, Input::ServerSpawned(Ok(process)));
+        self.push(START, Event::Child(n, process, ChildStep::Hello));
+    }
+
+    fn server_at(&self, tcp: &str) -> Option<&PlayedServer> {
+        self.nodes.iter().filter_map(|node| node.child.as_ref()).find(|child| tcp == address(child.process))
+    }
+
+    /// A process ends, killed or not.
+    pub(super) fn end(&mut self, n: usize, process: Process) {
+        if let Some(child) = self.nodes[n].child.take_if(|child| child.process == process) {
+            if child.conn != ConnId(0) {
+                self.agent(n, LOCAL, Input::Gone { conn: child.conn });
+            }
+        }
+        self.nodes[n].exporter.take_if(|exporter| *exporter == process);
+        self.agent(n, LOCAL, Input::Ended(process));
+    }
+
+    pub(super) fn kill_server(&mut self, n: usize) {
+        if let Some(process) = self.nodes[n].child.as_ref().map(|child| child.process) {
+            self.end(n, process);
+        }
+    }
+
+    fn child_step(&mut self, n: usize, process: Process, step: ChildStep) {
+        let Some(child) = self.nodes[n].child.as_ref().filter(|child| child.process == process) else {
+            return;
+        };
+        if child.frozen {
+            return;
+        }
+        let say = |world: &mut Self, message| {
+            let conn = world.nodes[n].child.as_ref().expect("checked above").conn;
+            world.agent(n, LOCAL, Input::Received { conn, id: RequestId(0), message });
+        };
+        match step {
+            ChildStep::Hello => {
+                let conn = self.connect(n, process);
+                self.nodes[n].child.as_mut().expect("checked above").conn = conn;
+                say(self, ToAgent::ServerHello { tcp: address(process) });
+                self.push(START, Event::Child(n, process, ChildStep::Follow));
+            }
+            ChildStep::Follow => say(self, ToAgent::ServerStandby { ready: true }),
+            ChildStep::Serve(term) => {
+                self.nodes[n].child.as_mut().expect("checked above").serving = Some(term);
+                say(self, ToAgent::ServerServing { term });
+            }
+            ChildStep::Drained => {
+                self.nodes[n].child.as_mut().expect("checked above").serving = None;
+                say(self, ToAgent::ServerDrained);
+                self.push(LOCAL, Event::Child(n, process, ChildStep::Exit));
+            }
+            ChildStep::Exit => self.end(n, process),
+        }
+    }
+
+    /// What the agent says reaches whom it is for.
+    fn deliver(&mut self, n: usize, conn: ConnId, id: RequestId, message: FromAgent) {
+        let child = self.nodes[n].child.clone().filter(|child| child.conn == conn);
+        match (child, message) {
+            (Some(child), FromAgent::Ping) if !child.frozen => {
+                self.agent(n, LOCAL, Input::Received { conn, id, message: ToAgent::Pong });
+            }
+            (Some(child), FromAgent::Serve { term }) => {
+                assert!(self.anointed.iter().all(|(older, _)| *older < term), "terms only grow");
+                self.anointed.push((term, n));
+                self.push(TAKEOVER, Event::Child(n, child.process, ChildStep::Serve(term)));
+            }
+            (Some(child), FromAgent::Drain) => {
+                self.push(LOCAL, Event::Child(n, child.process, ChildStep::Drained));
+            }
+            (_, FromAgent::Ping) => {}
+            (_, message) => self.nodes[n].told.push((conn, id, message)),
+        }
+    }
+
+    fn client_output(&mut self, n: usize, output: ClientOutput) {
+        match output {
+            ClientOutput::Connect { attempt } if self.nodes[n].cut || self.lockd.is_none() => {
+                self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
+            }
+            ClientOutput::Connect { attempt } => {
+                self.last_connection += 1;
+                let id = ConnectionId(self.last_connection);
+                self.nodes[n].connection = Some((attempt, id));
+                self.push(NET, Event::ToLockd(LockdInput::Opened(id)));
+                self.agent(n, NET, Input::Lockd(ClientInput::Connected { attempt }));
+            }
+            ClientOutput::Disconnect { .. } => self.disconnect(n),
+            ClientOutput::Send { attempt, frame } => {
+                let open = self.nodes[n].connection.filter(|(current, _)| *current == attempt);
+                if let Some((_, id)) = open.filter(|_| !self.nodes[n].cut) {
+                    let frame: Frame<ToLockd> = frame;
+                    self.push(NET, Event::ToLockd(LockdInput::Received(id, frame)));
+                }
+            }
+            ClientOutput::Event(event) => panic!("the core keeps events to itself: {event:?}"),
+        }
+    }
+
+    fn disconnect(&mut self, n: usize) {
+        if let Some((_, id)) = self.nodes[n].connection.take() {
+            self.push(NET, Event::ToLockd(LockdInput::Closed(id)));
+        }
+    }
+
+    fn step_lockd(&mut self, input: LockdInput) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            let Some(lockd) = &mut self.lockd else { return };
+            let mut out = Vec::new();
+            lockd.step(self.now, input, &mut out);
+            let mut appended = 0;
+            for output in out {
+                match output {
+                    LockdOutput::Append(bytes) => {
+                        self.log.push(bytes);
+                        appended += 1;
+                    }
+                    LockdOutput::Send(id, frame) => self.from_lockd(id, frame),
+                    LockdOutput::Close(id, _) => self.close_from_lockd(id),
+                }
+            }
+            if appended > 0 {
+                inputs.push(LockdInput::Durable { count: appended });
+            }
+        }
+    }
+
+    fn owner(&self, id: ConnectionId) -> Option<(usize, u64)> {
+        let with = |node: &Node| node.connection.filter(|(_, connection)| *connection == id);
+        self.nodes.iter().enumerate().find_map(|(n, node)| with(node).map(|(attempt, _)| (n, attempt)))
+    }
+
+    fn from_lockd(&mut self, id: ConnectionId, frame: Frame<FromLockd>) {
+        if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| !self.nodes[*n].cut) {
+            self.agent(n, NET, Input::Lockd(ClientInput::Received { attempt, frame }));
+        }
+    }
+
+    fn close_from_lockd(&mut self, id: ConnectionId) {
+        if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| !self.nodes[*n].cut) {
+            self.nodes[n].connection = None;
+            self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
+        }
+    }
+
+    /// Lockd dies and is gone until it is started.
+    pub(super) fn kill_lockd(&mut self) {
+        if self.lockd.take().is_none() {
+            return;
+        }
+        for n in 0..self.nodes.len() {
+            if let Some((attempt, _)) = self.nodes[n].connection.take() {
+                self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
+            }
+        }
+    }
+
+    /// Lockd comes back with what its log says.
+    pub(super) fn start_lockd(&mut self) {
+        if self.lockd.is_some() {
+            return;
+        }
+        let mut table = Table::default();
+        for bytes in &self.log {
+            let command: Command = postcard::from_bytes(bytes).expect("the log holds commands");
+            table.apply(command, &mut Vec::new());
+        }
+        self.lockd = Some(Lockd::new(self.now, Name::new("lockd1").expect("a name"), 1, table));
+    }
+
+    /// Lets `time` pass.
+    pub(super) fn run(&mut self, time: Duration) {
+        let until = self.now.after(time);
+        while self.next().is_some_and(|at| at <= until) {
+            self.run_next();
+        }
+        self.now = until;
+    }
+
+    /// Lets time pass until `done`; fails after `patience`. Gives the time that it took.
+    pub(super) fn run_until(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        done: impl Fn(&Self) -> bool,
+    ) -> Duration {
+        let began = self.now;
+        while !done(self) {
+            let next = self.next().expect("agents have deadlines");
+            assert!(next.since(began) <= patience, "{what}: not within {patience:?}");
+            self.run_next();
+        }
+        self.now.since(began)
+    }
+
+    fn next(&self) -> Option<Time> {
+        let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let cores = self
+            .nodes
+            .iter()
+            .filter(|node| !node.stopped)
+            .filter_map(|node| node.core.as_ref()?.next_deadline());
+        let lockd = self.lockd.as_ref().and_then(Lockd::next_deadline);
+        cores.chain(queued).chain(lockd).min().map(|at| at.max(self.now))
+    }
+
+    fn run_next(&mut self) {
+        let at = self.next().expect("called with something to do");
+        self.now = at;
+        if let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= at) {
+            match entry.remove() {
+                Event::Agent(n, life, input) if self.nodes[n].life == life => self.step(n, input),
+                Event::Agent(..) => {}
+                Event::ToLockd(input) => self.step_lockd(input),
+                Event::Child(n, process, step) => self.child_step(n, process, step),
+            }
+            return;
+        }
+        for n in 0..self.nodes.len() {
+            let due = self.nodes[n].core.as_ref().and_then(AgentCore::next_deadline);
+            if due.is_some_and(|due| due <= at) && !self.nodes[n].stopped {
+                self.step(n, Input::Tick);
+                let next = self.nodes[n].core.as_ref().and_then(AgentCore::next_deadline);
+                assert!(
+                    next.is_none_or(|next| next > at) || self.nodes[n].stopped,
+                    "a tick that settles nothing spins"
+                );
+            }
+        }
+        if self.lockd.as_ref().and_then(Lockd::next_deadline).is_some_and(|due| due <= at) {
+            self.step_lockd(LockdInput::Tick);
+        }
+    }
+
+    /// Nodes whose server serves and is not frozen.
+    pub(super) fn serving(&self) -> Vec<usize> {
+        let serves =
+            |node: &Node| node.child.as_ref().is_some_and(|child| child.serving.is_some() && !child.frozen);
+        (0..self.nodes.len()).filter(|n| serves(&self.nodes[*n])).collect()
+    }
+
+    /// The one node that serves.
+    pub(super) fn server(&self) -> usize {
+        let serving = self.serving();
+        assert_eq!(serving.len(), 1, "one serves: {serving:?}");
+        serving[0]
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.anointed.last().expect("somebody was anointed").0
+    }
+
+    /// Until somebody serves alone and every agent knows it.
+    pub(super) fn settled(&mut self) -> usize {
+        self.run_until(Duration::from_secs(20), "one server that all know", |world| {
+            world.serving().len() == 1 && {
+                let server = world.serving()[0];
+                let term = world.nodes[server].child.as_ref().and_then(|child| child.serving);
+                let knows = |node: &Node| node.core.as_ref().is_none_or(|core| core.known_term() == term);
+                world.nodes.iter().all(knows)
+            }
+        });
+        self.server()
+    }
+}
+
+fn address(process: Process) -> String {
+    format!("127.0.0.1:{}", process.pid)
+}
