@@ -282,3 +282,6 @@ fn failure(what: &str, path: &Path, error: &io::Error) -> IoFailure {
 fn cannot(what: &str, path: &Path, error: &io::Error) -> RequestError {
     RequestError::Media(format!("cannot {what} {}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;
