@@ -226,6 +226,14 @@ mod on {
         posix(PosixOptions { shared: true, backend: Backend::Threads }, promise);
     }
 
+    pub(super) fn uring<F: Future<Output = Result<()>>>(promise: impl FnOnce(PosixStorage) -> F) {
+        posix(PosixOptions { shared: false, backend: Backend::Uring }, promise);
+    }
+
+    pub(super) fn uring_shared<F: Future<Output = Result<()>>>(promise: impl FnOnce(PosixStorage) -> F) {
+        posix(PosixOptions { shared: true, backend: Backend::Uring }, promise);
+    }
+
     pub(super) fn simulated<F: Future<Output = Result<()>>>(promise: impl FnOnce(SimStorage) -> F) {
         executor::run(promise(SimDisk::new(1).storage(SimNode(1)))).unwrap();
     }
@@ -255,4 +263,6 @@ macro_rules! conformance {
 
 conformance!(threads);
 conformance!(threads_shared);
+conformance!(uring);
+conformance!(uring_shared);
 conformance!(simulated);

@@ -22,6 +22,8 @@ mod operation;
 mod perform;
 mod storage;
 mod threads;
+#[allow(unsafe_code, reason = "the kernel is given pointers; each use says why they hold")]
+mod uring;
 
 pub use self::buffer::AlignedBuffer;
 pub use self::file::PosixFile;

@@ -91,6 +91,33 @@ pub(super) enum Operation {
     },
 }
 
+impl Operation {
+    /// Whether io_uring can do it, on every kernel that we take its ring of.
+    pub(super) fn fits_ring(&self) -> bool {
+        match self {
+            Self::Open { .. }
+            | Self::Close { .. }
+            | Self::MakeDir { .. }
+            | Self::Remove { .. }
+            | Self::Link { .. }
+            | Self::Rename { .. }
+            | Self::StatPath { .. }
+            | Self::StatFile { .. }
+            | Self::Read(_)
+            | Self::Write(_)
+            | Self::Sync { .. }
+            | Self::SyncDir { .. }
+            | Self::Allocate { .. } => true,
+            Self::SetLen { .. }
+            | Self::List { .. }
+            | Self::Lock { .. }
+            | Self::Space { .. }
+            | Self::DeviceSize { .. }
+            | Self::DeviceSizeOf { .. } => false,
+        }
+    }
+}
+
 /// What an operation gives back.
 pub(super) enum Outcome {
     Done,
@@ -137,9 +164,10 @@ impl ReadJob {
         count == 0 || odd || self.space().is_empty()
     }
 
-    pub(super) fn finish(self) -> Outcome {
-        let filled = self.filled;
-        Outcome::Read(self.buffer.freeze().slice(..filled))
+    /// What was read, once that is all.
+    pub(super) fn take(&mut self) -> Outcome {
+        let buffer = std::mem::replace(&mut self.buffer, AlignedBuffer::unaligned(0));
+        Outcome::Read(buffer.freeze().slice(..std::mem::take(&mut self.filled)))
     }
 }
 

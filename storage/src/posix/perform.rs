@@ -74,7 +74,7 @@ fn read(mut job: ReadJob) -> Finished {
         let position = job.position();
         let count = retry_on_intr(|| io::pread(file.fd(), &mut *job.space(), position))?;
         if job.advance(count) {
-            return Ok(job.finish());
+            return Ok(job.take());
         }
     }
 }

@@ -14,7 +14,6 @@ use super::engine::Engine;
 use super::error::storage_error;
 use super::file::PosixFile;
 use super::operation::{FileStat, Operation, Outcome, ReadJob, Root, WriteJob};
-use super::threads::Pool;
 use super::{Backend, PosixOptions};
 use crate::{Access, BLOCK_BYTES, Result, Stat, Storage};
 
@@ -39,10 +38,8 @@ impl PosixStorage {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(root, flags, Mode::empty())
             .map_err(|errno| storage_error(&name, "open", errno))?;
-        let engine = match options.backend {
-            Backend::Uring => return Err(storage_error(&name, "io_uring_setup", Errno::NOSYS)),
-            Backend::Auto | Backend::Threads => Engine::Threads(Pool::new()),
-        };
+        let engine = Engine::new(options.backend)
+            .map_err(|errno| storage_error(&name, "opening of an io_uring", errno))?;
         Ok(Self { root: Arc::new(directory), engine: Arc::new(engine), shared: options.shared })
     }
 
@@ -58,6 +55,12 @@ impl PosixStorage {
         let absolute = CString::new(path.as_os_str().as_encoded_bytes());
         let absolute = absolute.map_err(|_| storage_error(&name, "open", Errno::INVAL))?;
         self.open_with(&name, absolute, access_flags(access)).await
+    }
+
+    /// The backend in use; never [`Backend::Auto`].
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        if self.engine.is_uring() { Backend::Uring } else { Backend::Threads }
     }
 
     async fn open_with(&self, name: &str, path: CString, flags: OFlags) -> Result<PosixFile> {

@@ -159,14 +159,14 @@ impl SimDisk {
     /// Operations in flight, oldest first.
     #[must_use]
     pub fn pending(&self) -> Vec<PendingOperation> {
+        self.pending_since(0)
+    }
+
+    /// Operations in flight, oldest first, of those submitted after the first `submitted` (see [`Self::operations`]).
+    #[must_use]
+    pub fn pending_since(&self, submitted: u64) -> Vec<PendingOperation> {
         let world = self.0.borrow();
-        let describe = |(id, op): (&OperationId, &world::InFlight)| PendingOperation {
-            id: *id,
-            node: op.node,
-            kind: op.operation.kind(),
-            path: op.operation.path().to_owned(),
-        };
-        world.in_flight.iter().map(describe).collect()
+        world.in_flight.range(OperationId(submitted)..).map(describe).collect()
     }
 
     /// Completes an operation: its effect and answer happen now. `false` if it is not in flight (any more).
@@ -294,4 +294,9 @@ impl SimDisk {
         }
         Ok(())
     }
+}
+
+fn describe((id, op): (&OperationId, &world::InFlight)) -> PendingOperation {
+    let (kind, path) = (op.operation.kind(), op.operation.path().to_owned());
+    PendingOperation { id: *id, node: op.node, kind, path }
 }
