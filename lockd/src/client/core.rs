@@ -10,10 +10,11 @@ use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, 
 
 use super::pending::{Pending, Ticket};
 
-/// First wait between a lost connection and the second attempt; the first attempt follows at once.
+/// Wait before the second attempt, milliseconds. The first follows at once on a connection that was of use: one that
+/// carried a renewal.
 const RECONNECT_MS_MIN: u64 = 10;
 
-/// Longest wait between two attempts: an operator who restarts lockd should not wait for it.
+/// Longest wait between two attempts, milliseconds: an operator who restarts lockd should not wait for it.
 const RECONNECT_MS_MAX: u64 = 200;
 
 /// How a client keeps its session.
@@ -185,7 +186,7 @@ impl LockClient {
             renewing: true,
             link: Link::Down { retry_at: Time(0) },
             attempt: 0,
-            backoff_ms: RECONNECT_MS_MIN,
+            backoff_ms: 0,
             next_id: 1,
             last_event: EventNumber(0),
             pending: Pending::default(),
@@ -375,10 +376,8 @@ impl LockClient {
         }
         let was_open = self.link == Link::Open;
         self.renewal = None;
-        let wait = if was_open { 0 } else { self.backoff_ms };
-        self.backoff_ms =
-            if was_open { RECONNECT_MS_MIN } else { (self.backoff_ms * 2).min(RECONNECT_MS_MAX) };
-        self.link = Link::Down { retry_at: now.after(Duration::from_millis(wait)) };
+        self.link = Link::Down { retry_at: now.after(Duration::from_millis(self.backoff_ms)) };
+        self.backoff_ms = (self.backoff_ms * 2).clamp(RECONNECT_MS_MIN, RECONNECT_MS_MAX);
         if was_open {
             out.push(ClientOutput::Event(ClientEvent::Disconnected));
         }
@@ -388,7 +387,6 @@ impl LockClient {
         match (self.link, frame.message) {
             (Link::Opening { .. }, FromLockd::Opened { locks, queued, last_sequence, .. }) => {
                 self.link = Link::Open;
-                self.backoff_ms = RECONNECT_MS_MIN;
                 let resumed = std::mem::replace(&mut self.known, true);
                 self.pending.resume_after(last_sequence);
                 out.push(ClientOutput::Event(ClientEvent::Opened { locks, queued, resumed }));
@@ -423,6 +421,7 @@ impl LockClient {
     fn on_renewed(&mut self, now: Time, id: RequestId) {
         let Some(renewal) = self.renewal.take_if(|renewal| renewal.id == id) else { return };
         self.confirmed_at = Some(renewal.sent_at);
+        self.backoff_ms = 0;
         self.warned = false;
         self.next_renewal = renewal.sent_at.after(Duration::from_millis(self.config.renew_ms)).max(now);
     }

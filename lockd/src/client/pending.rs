@@ -16,7 +16,7 @@ pub struct Ticket(pub u64);
 #[derive(Debug)]
 struct Operation {
     ticket: Ticket,
-    /// Given when it is sent first.
+    /// Given when it is sent; taken back when lockd turns out not to have it.
     sequence: Option<Sequence>,
     op: LockOp,
 }
@@ -28,8 +28,6 @@ pub(super) struct Pending {
     tickets: u64,
     /// Last sequence given.
     last: Sequence,
-    /// Last one that this connection carried, or that lockd said it has.
-    sent: Sequence,
 }
 
 impl Pending {
@@ -49,26 +47,26 @@ impl Pending {
         *self = Self { tickets: self.tickets, ..Self::default() };
     }
 
-    /// Lockd has taken in everything up to `taken`: the rest goes out anew. Sequences of an earlier life of the owner
-    /// count too, so that its numbers go on where those ended.
+    /// Lockd has taken in the operations up to `taken` and lost the rest for good, if it had them: those are numbered
+    /// and sent anew. That also goes on behind the operations of an earlier life of the owner, lost or not.
     pub(super) fn resume_after(&mut self, taken: Sequence) {
-        self.last = self.last.max(taken);
-        self.sent = taken;
+        self.last = taken;
+        for lost in self.ops.iter_mut().filter(|o| o.sequence.is_some_and(|sequence| sequence > taken)) {
+            lost.sequence = None;
+        }
     }
 
     /// The next operation to send, if lockd would take it now.
     pub(super) fn next_to_send(&mut self) -> Option<ToLockd> {
-        let lowest = self.lowest_unanswered();
-        let (last, sent) = (self.last, self.sent);
-        let next = self.ops.iter_mut().find(|o| o.sequence.is_none_or(|sequence| sequence > sent))?;
-        let sequence = next.sequence.unwrap_or(last.next());
-        if sequence.0 - lowest.0 >= OPERATIONS_PER_SESSION_MAX as u64 {
+        let lowest_unanswered = self.lowest_unanswered();
+        let sequence = self.last.next();
+        if sequence.0 - lowest_unanswered.0 >= OPERATIONS_PER_SESSION_MAX as u64 {
             return None;
         }
+        let next = self.ops.iter_mut().find(|o| o.sequence.is_none())?;
         next.sequence = Some(sequence);
-        self.last = last.max(sequence);
-        self.sent = sequence;
-        Some(ToLockd::Operate { sequence, lowest_unanswered: lowest, op: next.op.clone() })
+        self.last = sequence;
+        Some(ToLockd::Operate { sequence, lowest_unanswered, op: next.op.clone() })
     }
 
     /// The answer to `sequence` came: the operation, unless it was answered before or is not of this life.

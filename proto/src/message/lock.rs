@@ -298,8 +298,8 @@ pub enum FromLockd {
         queued: Vec<QueuedView>,
         /// Last event made for it; those after the owner's last follow.
         last_event: EventNumber,
-        /// Last operation taken in: the owner sends again what comes after it. Answers to earlier ones that the owner
-        /// still waits for follow by themselves, in their place among the events.
+        /// Last operation that took effect: the owner sends again what comes after it. Answers to earlier ones that the
+        /// owner still waits for follow by themselves, in their place among the events.
         last_sequence: Sequence,
     },
     /// Renewed.

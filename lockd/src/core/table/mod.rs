@@ -221,6 +221,12 @@ impl Table {
         self.sessions.get(&id).map(|session| session.lease_ms)
     }
 
+    /// The last event made for a session.
+    #[must_use]
+    pub fn last_event(&self, id: SessionId) -> Option<EventNumber> {
+        self.sessions.get(&id).map(|session| session.last_event)
+    }
+
     /// The last event of a session that is no longer kept.
     #[must_use]
     pub fn forgotten(&self, id: SessionId) -> Option<EventNumber> {
