@@ -66,6 +66,10 @@ pub enum ErrorKind {
     NoSpace,
     /// Not without a cost that the caller excluded ([`Zeroing::fast_only`]).
     NotSupported,
+    /// It cannot be changed.
+    ReadOnly,
+    /// It makes no sense to the export.
+    Invalid,
     /// The export ends.
     ShuttingDown,
 }

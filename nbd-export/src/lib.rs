@@ -3,9 +3,10 @@
 //! - [`export`]: the traits in front of which it stands, and the words they use;
 //! - [`core`]: the protocol as pure code: negotiation, requests, replies, errors, limits;
 //! - [`shell`]: sockets and tasks around it;
-//! - [`file`]: a plain raw file as an export, for measurements and tests.
+//! - [`file`]: a plain raw file as an export, for measurements and tests;
+//! - [`exporter`]: the daemon, with volumes and snapshots as exports.
 //!
-//! What it is not: it knows nothing of snapshots, terms or the server; whoever implements [`Exports`] does.
+//! What it is not: all but [`exporter`] know nothing of snapshots, terms or the server.
 //!
 //! *Architecture Invariants*: only this crate knows NBD. A request that can be answered from memory is answered by the
 //! task that read it, without allocation; one that would wait never holds up another of the same connection. What a
@@ -14,6 +15,8 @@
 pub mod core;
 pub mod export;
 #[cfg(feature = "shell")]
+pub mod exporter;
+#[cfg(feature = "shell")]
 pub mod file;
 #[cfg(feature = "shell")]
 pub mod shell;
@@ -21,3 +24,5 @@ pub mod shell;
 pub use export::{
     Attempt, BlockExtent, ErrorKind, Export, ExportError, ExportInfo, Exports, Listed, OpenError, Zeroing,
 };
+#[cfg(feature = "shell")]
+pub use exporter::{ExportConfig, run};

@@ -50,7 +50,7 @@ pub enum Problem {
 #[must_use]
 pub fn errno(problem: Problem) -> Errno {
     match problem {
-        Problem::ReadOnly => Errno::EPERM,
+        Problem::ReadOnly | Problem::Export(ErrorKind::ReadOnly) => Errno::EPERM,
         Problem::WritePastEnd | Problem::Export(ErrorKind::NoSpace) => Errno::ENOSPC,
         Problem::UnknownCommand
         | Problem::Flags
@@ -58,7 +58,8 @@ pub fn errno(problem: Problem) -> Errno {
         | Problem::TooLong
         | Problem::EmptyStatus
         | Problem::NoContext
-        | Problem::FlushRange => Errno::EINVAL,
+        | Problem::FlushRange
+        | Problem::Export(ErrorKind::Invalid) => Errno::EINVAL,
         Problem::Export(ErrorKind::Io) => Errno::EIO,
         Problem::Export(ErrorKind::NotSupported) => Errno::ENOTSUP,
         Problem::Export(ErrorKind::ShuttingDown) => Errno::ESHUTDOWN,

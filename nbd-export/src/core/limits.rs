@@ -72,6 +72,9 @@ pub const CONNECTIONS_MAX: usize = csnap_proto::limits::CONNECTIONS_MAX;
 /// After DISC or at shutdown: how long requests in flight and unread replies are waited for.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// How long a shutdown takes at most: draining, and as long again for giving exports back.
+pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(60);
+
 const _: () = assert!(OUTPUT_HIGH_BYTES + WHOLE_READ_BYTES + REPLY_ROOM_BYTES <= OUTPUT_BYTES);
 const _: () = assert!(8 * STATUS_EXTENTS_MAX + REPLY_ROOM_BYTES + OUTPUT_HIGH_BYTES <= OUTPUT_BYTES);
 const _: () = assert!(PIECE_BYTES + super::wire::REQUEST_BYTES <= INPUT_BYTES);

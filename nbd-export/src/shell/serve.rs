@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, End};
 use super::listen::{Accepted, Listener, Stream};
 use super::negotiate::{NegotiateError, negotiate};
 use crate::core::handshake::Close;
-use crate::core::limits::{CONNECTIONS_MAX, INPUT_BYTES};
+use crate::core::limits::{CONNECTIONS_MAX, INPUT_BYTES, SHUTDOWN_TIME_MAX};
 use crate::core::window::Window;
 use crate::export::Exports;
 
@@ -35,7 +36,8 @@ pub async fn serve<X: Exports>(
     shutdown.await;
     // Every loop holds a receiver until it has ended.
     let _ = stop.send(true);
-    while loops.join_next().await.is_some() {}
+    // What cannot be finished (nobody serves, say) is left behind; it was never promised.
+    let _ = timeout(SHUTDOWN_TIME_MAX, async { while loops.join_next().await.is_some() {} }).await;
 }
 
 /// Accepts at one listener until told to stop, then waits for its connections.

@@ -1,0 +1,302 @@
+//! What can be attached by name, and the attachments: `VOL` is a volume's head, `VOL@SNAP` a snapshot; the empty name is
+//! the only volume, else `demo`.
+//!
+//! All connections of one name share one attachment, made with the first and given back with the last. Invariant: making
+//! and giving back the attachment of one name never overlap: its [`Slot`] is locked meanwhile. Nothing of a name stays when
+//! nobody uses it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use csnap_client::{ClientConfig, Operator, OperatorError, RequestError, Volume};
+use csnap_proto::message::local::ClientReport;
+use csnap_proto::message::operate::{
+    OperatorReply, OperatorRequest, Refusal, RefusalKind, SnapshotInfo, VolumeInfo,
+};
+use csnap_proto::{Name, Target};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::volume::VolumeExport;
+use crate::export::{ExportInfo, Exports, Listed, OpenError};
+
+/// Most names in a list; a client that wants others asks for them by name.
+const LISTED_MAX: usize = 10_000;
+
+/// Most attachments in a report, so that it fits a frame with all their counters.
+const REPORTED_MAX: usize = 512;
+
+/// The volume that the empty name means when there are several.
+const DEFAULT_NAME: &str = "demo";
+
+/// See the module.
+pub struct Volumes {
+    client: ClientConfig,
+    operator: tokio::sync::Mutex<Operator>,
+    slots: Mutex<BTreeMap<Target, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// What is attached, for reports; entries come and go with the slots'.
+    attached: Mutex<BTreeMap<Target, (Arc<VolumeExport>, u32)>>,
+    changed: Notify,
+}
+
+/// The attachment of one name, with the connections that use it.
+#[derive(Default)]
+struct Slot {
+    export: Option<Arc<VolumeExport>>,
+    connections: u32,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it guards is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Volumes {
+    /// Nothing attached yet. `operator` asks the server what there is.
+    pub fn new(client: ClientConfig, operator: Operator) -> Self {
+        Self {
+            client,
+            operator: tokio::sync::Mutex::new(operator),
+            slots: Mutex::default(),
+            attached: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// What is attached, for `status`.
+    pub fn report(&self) -> Vec<ClientReport> {
+        let attached = locked(&self.attached);
+        let report = |(target, (export, connections)): (&Target, &(Arc<VolumeExport>, u32))| ClientReport {
+            target: target.clone(),
+            messages: export.volume().messages(),
+            connections: *connections,
+            waiting: export.volume().waiting(),
+        };
+        attached.iter().take(REPORTED_MAX).map(report).collect()
+    }
+
+    /// Waits until something was attached or given back, or a connection came or went.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    async fn ask(&self, request: OperatorRequest) -> Result<OperatorReply, OpenError> {
+        self.operator.lock().await.request(request).await.map_err(|error| match error {
+            OperatorError::Refused(refusal) => refused(&refusal),
+            OperatorError::Local(error) => OpenError::Refused(error.to_string()),
+        })
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, OpenError> {
+        match self.ask(OperatorRequest::VolumeList).await? {
+            OperatorReply::Volumes(volumes) => Ok(volumes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn snapshots(&self, rows_max: usize) -> Result<Vec<SnapshotInfo>, OpenError> {
+        let mut all: Vec<SnapshotInfo> = Vec::new();
+        while all.len() < rows_max {
+            let after = all.last().map(|last| (last.target.volume.clone(), last.epoch));
+            match self.ask(OperatorRequest::SnapshotList { volume: None, after }).await? {
+                OperatorReply::Snapshots { rows, more } => {
+                    let ended = !more || rows.is_empty();
+                    all.extend(rows);
+                    if ended {
+                        break;
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        all.truncate(rows_max);
+        Ok(all)
+    }
+
+    /// What an export name means.
+    async fn resolve(&self, name: &str) -> Result<Target, OpenError> {
+        if !name.is_empty() {
+            return name
+                .parse()
+                .map_err(|error| OpenError::NotFound(format!("{name:?} is no export: {error}")));
+        }
+        let mut names = self.volumes().await?.into_iter().map(|volume| volume.name);
+        let default: Option<Name> = match (names.next(), names.next()) {
+            (None, _) => return Err(OpenError::NotFound("there is no volume yet".to_owned())),
+            (Some(only), None) => Some(only),
+            (Some(first), Some(second)) => [first, second].into_iter().chain(names).find(is_default),
+        };
+        let volume = default.ok_or_else(|| {
+            OpenError::NotFound(format!(
+                "there are several volumes, and none is called {DEFAULT_NAME}: name one"
+            ))
+        })?;
+        Ok(Target { volume, snapshot: None })
+    }
+
+    fn attached_info(&self, target: &Target) -> Option<ExportInfo> {
+        locked(&self.attached)
+            .get(target)
+            .map(|(export, _)| describe(target, export.volume().geometry().size_bytes))
+    }
+
+    /// The slot of a name, made if need be; to be given back with [`Self::leave`].
+    fn enter(&self, target: &Target) -> Arc<tokio::sync::Mutex<Slot>> {
+        Arc::clone(locked(&self.slots).entry(target.clone()).or_default())
+    }
+
+    /// Forgets a slot that nobody uses. `slot` is the caller's.
+    fn leave(&self, target: &Target, slot: Arc<tokio::sync::Mutex<Slot>>) {
+        let mut slots = locked(&self.slots);
+        let unused = slot.try_lock().is_ok_and(|slot| slot.export.is_none());
+        // The map's and the caller's: whoever else enters has to get past the map's lock.
+        if unused && Arc::strong_count(&slot) == 2 {
+            slots.remove(target);
+        }
+        // Before the map is unlocked: of two that leave at once, the second must see that it is the last.
+        drop(slot);
+    }
+
+    async fn attach(
+        &self,
+        target: &Target,
+        slot: &tokio::sync::Mutex<Slot>,
+    ) -> Result<Arc<VolumeExport>, OpenError> {
+        let mut slot = slot.lock().await;
+        let export = match &slot.export {
+            Some(export) => Arc::clone(export),
+            None => {
+                let volume =
+                    Volume::open(self.client.clone(), target.clone()).await.map_err(|error| match error {
+                        RequestError::Refused(refusal) => refused(&refusal),
+                        error => OpenError::Refused(error.to_string()),
+                    })?;
+                info!(%target, "attached");
+                Arc::new(VolumeExport::new(target.clone(), volume))
+            }
+        };
+        slot.export = Some(Arc::clone(&export));
+        slot.connections += 1;
+        locked(&self.attached).insert(target.clone(), (Arc::clone(&export), slot.connections));
+        Ok(export)
+    }
+
+    async fn detach(&self, target: &Target, slot: &tokio::sync::Mutex<Slot>) {
+        let mut slot = slot.lock().await;
+        slot.connections -= 1;
+        if let Some((_, connections)) = locked(&self.attached).get_mut(target) {
+            *connections = slot.connections;
+        }
+        if slot.connections > 0 {
+            return;
+        }
+        if let Some(export) = slot.export.take() {
+            match export.volume().release().await {
+                Ok(()) => info!(%target, "given back"),
+                Err(error) => warn!(%target, "given back, but what was not flushed may be lost: {error}"),
+            }
+        }
+        locked(&self.attached).remove(target);
+    }
+}
+
+impl Exports for Volumes {
+    type Export = VolumeExport;
+
+    async fn list(&self) -> Result<Vec<Listed>, OpenError> {
+        let volumes = self.volumes().await?;
+        let mut targets: Vec<Target> =
+            volumes.into_iter().map(|volume| Target { volume: volume.name, snapshot: None }).collect();
+        targets.truncate(LISTED_MAX);
+        let snapshots = self.snapshots(LISTED_MAX - targets.len()).await?;
+        targets.extend(snapshots.into_iter().map(|snapshot| snapshot.target));
+        targets.sort();
+        let listed = |target: &Target| Listed { name: target.to_string(), description: description(target) };
+        Ok(targets.iter().map(listed).collect())
+    }
+
+    async fn info(&self, name: &str) -> Result<ExportInfo, OpenError> {
+        let target = self.resolve(name).await?;
+        if let Some(info) = self.attached_info(&target) {
+            return Ok(info);
+        }
+        let size_bytes = match &target.snapshot {
+            None => match self.ask(OperatorRequest::VolumeShow { name: target.volume.clone() }).await? {
+                OperatorReply::Volume(volume) => volume.size_bytes,
+                other => return Err(unexpected(&other)),
+            },
+            Some(_) => match self.ask(OperatorRequest::SnapshotShow { target: target.clone() }).await? {
+                OperatorReply::Snapshot(snapshot) => snapshot.size_bytes,
+                other => return Err(unexpected(&other)),
+            },
+        };
+        Ok(describe(&target, size_bytes))
+    }
+
+    async fn open(&self, name: &str) -> Result<(ExportInfo, Arc<VolumeExport>), OpenError> {
+        let target = self.resolve(name).await?;
+        let guard = Entered { volumes: self, target: &target, slot: Some(self.enter(&target)) };
+        let slot = guard.slot.as_ref().expect("taken when it is dropped");
+        let export = self.attach(&target, slot).await?;
+        drop(guard);
+        self.changed.notify_one();
+        Ok((describe(&target, export.volume().geometry().size_bytes), export))
+    }
+
+    async fn release(&self, export: Arc<VolumeExport>) {
+        let target = export.target().clone();
+        drop(export);
+        let guard = Entered { volumes: self, target: &target, slot: Some(self.enter(&target)) };
+        self.detach(&target, guard.slot.as_ref().expect("taken when it is dropped")).await;
+        drop(guard);
+        self.changed.notify_one();
+    }
+}
+
+/// Leaves a slot also when the future that entered it is dropped halfway.
+struct Entered<'a> {
+    volumes: &'a Volumes,
+    target: &'a Target,
+    slot: Option<Arc<tokio::sync::Mutex<Slot>>>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.volumes.leave(self.target, slot);
+        }
+    }
+}
+
+fn is_default(name: &Name) -> bool {
+    name.as_str() == DEFAULT_NAME
+}
+
+fn description(target: &Target) -> String {
+    if target.snapshot.is_some() { format!("snapshot of {}", target.volume) } else { "volume".to_owned() }
+}
+
+fn describe(target: &Target, size_bytes: u64) -> ExportInfo {
+    ExportInfo {
+        name: target.to_string(),
+        description: description(target),
+        size_bytes,
+        read_only: target.snapshot.is_some(),
+        block_preferred: 4096,
+        // All connections share one attachment, and its flush covers whatever was written through it.
+        multi_conn: true,
+        fast_zero: false,
+    }
+}
+
+fn refused(refusal: &Refusal) -> OpenError {
+    match refusal.kind {
+        RefusalKind::NotFound => OpenError::NotFound(refusal.reason.clone()),
+        RefusalKind::Busy => OpenError::Busy(refusal.reason.clone()),
+        _ => OpenError::Refused(refusal.reason.clone()),
+    }
+}
+
+fn unexpected(reply: &OperatorReply) -> OpenError {
+    OpenError::Refused(format!("the server answered something else: {reply:?}"))
+}
