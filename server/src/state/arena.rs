@@ -104,9 +104,10 @@ fn next_bit(word: &impl Fn(u32) -> u64, at: u32, inverted: bool) -> Option<u32> 
 pub(super) struct Arena {
     groups: Vec<Arc<Group>>,
     /// The blocks below were used once: what is free of them goes back to the file system. The ones above were
-    /// reserved ahead and stay, until the arena is empty again.
+    /// reserved ahead and stay, unless the arena is empty.
     touched: u32,
     taken: u32,
+    promised: u32,
     available: u32,
     backed: u32,
 }
@@ -115,7 +116,14 @@ impl Default for Arena {
     fn default() -> Self {
         let none = GroupBits::new([0; GROUP_WORDS]);
         let empty = Arc::new(Group { backed: none, taken: none, promised: none, available: 0 });
-        Self { groups: vec![empty; GROUPS as usize], touched: 0, taken: 0, available: 0, backed: 0 }
+        Self {
+            groups: vec![empty; GROUPS as usize],
+            touched: 0,
+            taken: 0,
+            promised: 0,
+            available: 0,
+            backed: 0,
+        }
     }
 }
 
@@ -158,7 +166,7 @@ impl Arena {
             let count = match mark {
                 Mark::Backed => &mut self.backed,
                 Mark::Taken => &mut self.taken,
-                Mark::Promised => continue,
+                Mark::Promised => &mut self.promised,
             };
             *count = *count - u32::try_from(had).expect("a group has few bits")
                 + if value { end - start } else { 0 };
@@ -226,7 +234,7 @@ impl Arena {
 
     /// Calls `give` with runs that take space on disk and will not be needed soon, until it declines.
     pub(super) fn punchable(&self, give: &mut dyn FnMut(u32, u32) -> bool) {
-        let below = if self.taken == 0 && self.touched > 0 { BLOCKS_PER_ARENA } else { self.touched };
+        let below = if self.taken == 0 && self.promised == 0 { BLOCKS_PER_ARENA } else { self.touched };
         for (group, first) in self.groups.iter().zip((0..).step_by(GROUP_BLOCKS as usize)) {
             if first >= below || group.available == 0 {
                 continue;

@@ -249,7 +249,8 @@ impl State {
     }
 
     /// Free space that takes room on disk, at most `extents` runs: to be punched once the gate was seen open, then
-    /// recorded as punched. Promised until then.
+    /// recorded as punched. Promised until then. An arena that nothing is kept or promised in gives back what was
+    /// reserved ahead, too: whoever has space reserved promises it at once.
     pub fn next_punch(&mut self, extents: usize) -> Option<Vec<StoreExtent>> {
         self.space.next_punch(extents)
     }

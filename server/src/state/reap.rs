@@ -85,7 +85,7 @@ impl Volume {
         let mut next = reaping.next;
         let pages = self.map.births().pages(reaping.next, self.next_boundary(snapshot));
         for (looked, (page, chunks)) in pages.enumerate() {
-            if dead.len() >= budget || looked == PAGES_PER_SLICE_MAX {
+            if looked == PAGES_PER_SLICE_MAX {
                 return Some(self.reaped(snapshot, dead, next, batch));
             }
             for chunk in chunks {

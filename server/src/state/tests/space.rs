@@ -77,7 +77,7 @@ fn space_waits_for_readers_that_may_know_it_and_for_nobody_else() {
     let (old, young) = (world.snapshot(0), world.snapshot(0));
     let elsewhere = world.snapshot(other);
     world.write(0, range(0, 600), 2);
-    let reader = world.open_reader(0, young);
+    let (reader, second) = (world.open_reader(0, young), world.open_reader(0, old));
     let stranger = world.open_reader(other, elsewhere);
     let writer = super::world::session_id(999);
     world.open(writer, Attached::Writer(world.models[0].id));
@@ -94,6 +94,11 @@ fn space_waits_for_readers_that_may_know_it_and_for_nobody_else() {
     assert_eq!(held.bytes, 600 * 4096);
     assert!(held.because[0].contains("node n1 (pid 9)"), "{held:?}");
     world.confirm(reader);
+    assert_eq!(world.state.confirmed_batches().count(), 0, "the other reader did not");
+    let early = Record::BatchReusable { batch: batches[0].0 };
+    assert!(world.state.clone().apply(&early).is_err());
+    assert_eq!(world.state.unconfirmed_frees(reader).count(), 0);
+    world.confirm(second);
     assert_eq!(world.state.confirmed_batches().count(), batches.len());
     world.release_batches();
     assert_eq!((world.state.held().bytes, world.state.used_bytes()), (0, 0));
