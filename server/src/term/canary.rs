@@ -16,8 +16,8 @@ pub enum Canary {
     TwoSuccessors,
     /// Begin the walk at the term below one's own, sealed or not.
     StartAnywhere,
-    /// Serve without a last look at one's own gate.
-    ServeWithoutGate,
+    /// Walk on past a later term.
+    PassHigherTerm,
     /// Cut off damage wherever it lies.
     CorruptAsTorn,
     /// Take the last frame of the base for durable because it can be read.
@@ -33,7 +33,7 @@ impl Canary {
         (Self::SealBeforeGate, "seal-before-gate"),
         (Self::TwoSuccessors, "two-successors"),
         (Self::StartAnywhere, "start-anywhere"),
-        (Self::ServeWithoutGate, "serve-without-gate"),
+        (Self::PassHigherTerm, "pass-higher-term"),
         (Self::CorruptAsTorn, "corrupt-as-torn"),
         (Self::TrustTheCache, "trust-the-cache"),
     ];

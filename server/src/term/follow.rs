@@ -14,7 +14,7 @@ use super::reader::{Cursor, Reader};
 use super::seal::{Base, Carried, CheckpointName, Seal};
 use super::state::{self, End, Plan, Span};
 use super::tail::evidence_behind;
-use super::{Corrupt, Position, Replay, TermError, checkpoint, names, segment, successor, takeover};
+use super::{Corrupt, Position, Replay, TermError, checkpoint, names, takeover};
 
 /// Attempts at reading a state whose files are deleted meanwhile by a term that goes on.
 const LOADS_MAX: usize = 8;
@@ -80,48 +80,74 @@ impl<S: Storage, R: Replay> Follower<S, R> {
     /// # Errors
     /// Corruption of what must be whole. Damage at the end is none: the end may be being written.
     pub async fn advance(&mut self) -> Result<Followed, TermError> {
-        if self.at.is_none() {
-            let start = takeover::highest_sealed(&self.pool).await?;
-            self.reach(start).await?;
-        }
+        let mut tried = None;
         loop {
-            self.read_on(None).await?;
-            let reader = &self.reached().reader;
-            let (term, segment) = (reader.term(), reader.cursor().segment);
-            match self.newest_sealed_after(term).await? {
-                Some(newer) => self.reach(newer).await?,
-                // A checkpoint made our segment superfluous before we read to its end: load that checkpoint.
-                None if !segment::exists(&self.pool.storage, &names::journal(term, segment)).await? => {
+            let newest = takeover::highest_sealed(&self.pool).await?;
+            match self.follow(newest).await {
+                // What was missing or damaged may have been deleted: then there is a later term to follow.
+                Err(TermError::Corrupt(_) | TermError::Storage(StorageError::NotFound { .. }))
+                    if tried != Some(newest) =>
+                {
                     self.at = None;
-                    self.reach(term).await?;
+                    tried = Some(newest);
                 }
-                None => return Ok(self.followed().expect("it has reached something")),
+                done => return done,
             }
         }
+    }
+
+    /// Reads to the end of what `newest`, the newest sealed term, has written.
+    async fn follow(&mut self, newest: Term) -> Result<Followed, TermError> {
+        self.reach(newest).await?;
+        self.read_on(None).await?;
+        let segment = self.reached().reader.cursor().segment;
+        if !state::line_goes_on(&self.pool, newest, segment).await? {
+            // A checkpoint made our segment superfluous before we read to its end: load that checkpoint.
+            self.at = None;
+            self.reach(newest).await?;
+        }
+        Ok(self.followed().expect("it was reached"))
     }
 
     /// Step 4 of a takeover: makes the state exactly that of `base`, whose gate is closed: its valid prefix, checked to
     /// end in nothing worse than a torn write. Returns what the new term's Seal says.
     pub(super) async fn read_exactly(&mut self, base: Term) -> Result<Seal, TermError> {
         self.reach(base).await?;
-        if !self.last_is_still_there().await? {
+        if let Err(TermError::Corrupt(_)) = self.read_to_end(base).await {
+            // What a follower read may have been lost with the power, or deleted with a checkpoint: only what a fresh look at
+            // the pool finds damaged is damaged.
             self.at = None;
             self.reach(base).await?;
+            self.read_to_end(base).await?;
+        }
+        let trust = self.pool.canaries.breaks(Canary::TrustTheCache);
+        self.reached().seal_for_next(trust)
+    }
+
+    async fn read_to_end(&mut self, base: Term) -> Result<(), TermError> {
+        let corrupt = |what: String, cursor: &Cursor| {
+            let at = format!("{} at byte {}", names::journal(base, cursor.segment), cursor.offset);
+            TermError::from(Corrupt::at(what, at))
+        };
+        if !self.last_is_still_there().await? {
+            return Err(corrupt(
+                "the last record that was read is gone".into(),
+                &self.reached().reader.cursor(),
+            ));
         }
         loop {
             self.read_on(None).await?;
             let cursor = self.reached().reader.cursor();
-            let Some(evidence) = evidence_behind(&self.pool, base, &cursor).await? else { break };
+            let Some(evidence) = evidence_behind(&self.pool, base, &cursor).await? else { return Ok(()) };
             // The base's server may be writing still, though nobody will hear of it: only what stays damaged is damaged.
             let Some(frame) = self.reached().reader.next().await? else {
-                let what = format!("record {} is damaged, but {evidence}", cursor.position.0);
-                let at = format!("{} at byte {}", names::journal(base, cursor.segment), cursor.offset);
-                return Err(Corrupt::at(what, at).into());
+                return Err(corrupt(
+                    format!("record {} is damaged, but {evidence}", cursor.position.0),
+                    &cursor,
+                ));
             };
             self.apply(cursor, frame)?;
         }
-        let trust = self.pool.canaries.breaks(Canary::TrustTheCache);
-        self.reached().seal_for_next(trust)
     }
 
     fn reached(&mut self) -> &mut Reached<S> {
@@ -242,7 +268,9 @@ impl<S: Storage, R: Replay> Follower<S, R> {
             Kind::Seal | Kind::Segment => {
                 let seal =
                     Seal::decode(frame.place.term, &frame.body).map_err(|corrupt| corrupt.or_at(place))?;
-                if let Some(carried) = seal.carried.filter(|carried| at.applied != Some(carried.hash)) {
+                let is_new =
+                    |carried: &Carried| frame.sequence >= at.from.0 && at.applied != Some(carried.hash);
+                if let Some(carried) = seal.carried.filter(is_new) {
                     self.replay.batch(&carried.body).map_err(|corrupt| corrupt.or_at(place))?;
                     at.applied = Some(carried.hash);
                 }
@@ -263,17 +291,6 @@ impl<S: Storage, R: Replay> Follower<S, R> {
         let there = reader.next().await?.is_some_and(|found| found.hash == frame.hash);
         at.reader = reader;
         Ok(there)
-    }
-
-    async fn newest_sealed_after(&self, term: Term) -> Result<Option<Term>, TermError> {
-        let (mut of, mut newest) = (term, None);
-        while let Some(next) = successor::read(&self.pool, of).await? {
-            if state::is_sealed(&self.pool, next).await? {
-                newest = Some(next);
-            }
-            of = next;
-        }
-        Ok(newest)
     }
 }
 

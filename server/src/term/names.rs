@@ -76,6 +76,20 @@ pub async fn numbered<S: Storage>(storage: &S, term: Term, prefix: &str) -> Resu
     Ok(numbers)
 }
 
+/// The first segment of the run that ends with the last one: what lies before a gap was deleted once, and came back with
+/// a power cut.
+#[must_use]
+pub fn first_of_last_run(segments: &[u64]) -> Option<u64> {
+    let mut first = *segments.last()?;
+    for number in segments.iter().rev().skip(1) {
+        if number + 1 != first {
+            break;
+        }
+        first = *number;
+    }
+    Some(first)
+}
+
 /// Every term that has a directory, ascending.
 pub async fn terms<S: Storage>(storage: &S) -> Result<Vec<Term>, StorageError> {
     let mut terms: Vec<Term> =

@@ -183,6 +183,21 @@ pub async fn open_pool<S: Storage>(storage: &S) -> Result<Pool<S>, PoolError> {
 /// # Errors
 /// [`PoolError::Exists`] and [`PoolError::NotEmpty`]: nothing was touched.
 pub async fn create_pool<S: Storage>(storage: &S, wanted: &PoolToml) -> Result<Pool<S>, PoolError> {
+    loop {
+        let made = make(storage, wanted).await;
+        let crossed =
+            matches!(made, Err(PoolError::Storage(StorageError::NotFound { .. }) | PoolError::NotEmpty(_)));
+        // Another maker may have crossed our way: then there is its pool now, or its decision, which stays.
+        if crossed && segment::exists(storage, names::POOL_TOML).await? {
+            return Err(PoolError::Exists);
+        }
+        if !crossed || !segment::exists(storage, names::POOL_CREATING).await? {
+            return made;
+        }
+    }
+}
+
+async fn make<S: Storage>(storage: &S, wanted: &PoolToml) -> Result<Pool<S>, PoolError> {
     let maker = wanted.id;
     if read_toml(storage, names::POOL_TOML).await?.is_some() {
         return Err(PoolError::Exists);
@@ -206,8 +221,12 @@ pub async fn create_pool<S: Storage>(storage: &S, wanted: &PoolToml) -> Result<P
     storage.sync_dir(names::TERMS).await?;
     storage.sync_dir(names::ROOT).await?;
     publish(storage, maker, names::ROOT, names::POOL_TOML, toml.to_text().into()).await?;
-    // The decision is in pool.toml now; whoever still reads the other name finds the same.
-    unlink_if_there(storage, names::POOL_CREATING).await?;
+    for name in storage.list(names::ROOT).await? {
+        // The decision is in pool.toml now; what was tried on the way, by whomever, has no use any more.
+        if name.starts_with(names::POOL_CREATING) || is_private(&name) {
+            unlink_if_there(storage, &name).await?;
+        }
+    }
     Ok(Pool { storage: storage.clone(), toml, canaries: Canaries::default() })
 }
 
@@ -264,6 +283,12 @@ fn private_name(path: &str, maker: PoolId) -> String {
     format!("{path}.{maker}.tmp")
 }
 
+/// Whether a name in the root is a maker's.
+fn is_private(name: &str) -> bool {
+    [names::POOL_CREATING, names::POOL_TOML].iter().any(|ours| name.starts_with(ours))
+        && name.ends_with(".tmp")
+}
+
 async fn unlink_if_there<S: Storage>(storage: &S, path: &str) -> Result<(), StorageError> {
     match storage.unlink(path).await {
         Ok(()) | Err(StorageError::NotFound { .. }) => Ok(()),
@@ -271,14 +296,11 @@ async fn unlink_if_there<S: Storage>(storage: &S, path: &str) -> Result<(), Stor
     }
 }
 
-/// An empty directory, a new file system, or the leftovers of a maker that died before it decided anything.
+/// An empty directory, a new file system, or what makers tried who have not decided anything.
 async fn check_empty<S: Storage>(storage: &S) -> Result<(), PoolError> {
     for name in storage.list(names::ROOT).await? {
-        let harmless = name == "lost+found" || name.starts_with('.');
-        let leftover = name.starts_with(names::POOL_CREATING) && name.ends_with(".tmp");
-        if leftover {
-            unlink_if_there(storage, &name).await?;
-        } else if !harmless && name != names::POOL_CREATING {
+        let harmless = name == "lost+found" || name.starts_with('.') || is_private(&name);
+        if !harmless && name != names::POOL_CREATING {
             return Err(PoolError::NotEmpty(name));
         }
     }

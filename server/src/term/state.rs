@@ -56,7 +56,7 @@ pub(super) struct Plan {
 pub async fn is_sealed<S: Storage>(pool: &Pool<S>, term: Term) -> Result<bool, TermError> {
     for _ in 0..LISTINGS_MAX {
         let segments = names::numbered(&pool.storage, term, "journal-").await?;
-        let Some(first) = segments.first().copied() else { return Ok(false) };
+        let Some(first) = names::first_of_last_run(&segments) else { return Ok(false) };
         // Every segment begins with the Seal, or with its repetition in terms that have deleted it.
         if first_frame(pool, term, first).await?.is_some() {
             return Ok(true);
@@ -67,8 +67,8 @@ pub async fn is_sealed<S: Storage>(pool: &Pool<S>, term: Term) -> Result<bool, T
             None => {}
             Some(evidence) => {
                 // It may have been written, or deleted, between the two looks.
-                let moved = names::numbered(&pool.storage, term, "journal-").await? != segments;
-                if !moved && first_frame(pool, term, first).await?.is_none() {
+                let still = first_frame(pool, term, first).await?.is_none();
+                if still && names::numbered(&pool.storage, term, "journal-").await? == segments {
                     let what = format!("the first record is damaged, but {evidence}");
                     return Err(Corrupt::at(what, names::journal(term, first)).into());
                 }
@@ -76,6 +76,17 @@ pub async fn is_sealed<S: Storage>(pool: &Pool<S>, term: Term) -> Result<bool, T
         }
     }
     Err(Corrupt::at("a first segment without a valid first record", names::term_dir(term)).into())
+}
+
+/// Whether whoever reads in `segment` of `term` can read on from there, now or later: neither it nor what follows it
+/// was deleted.
+pub(super) async fn line_goes_on<S: Storage>(
+    pool: &Pool<S>,
+    term: Term,
+    segment: u64,
+) -> Result<bool, TermError> {
+    let segments = names::numbered(&pool.storage, term, "journal-").await?;
+    Ok(names::first_of_last_run(&segments).is_some_and(|first| first <= segment))
 }
 
 /// The Seal of `term`, as long as its first segment exists.

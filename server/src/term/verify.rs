@@ -107,7 +107,7 @@ async fn verify_term<S: Storage>(
 /// Every record of the segments that are there, in line, and an end that is no worse than torn.
 async fn verify_journal<S: Storage>(pool: &Pool<S>, report: &mut TermReport) -> Result<(), TermError> {
     let segments = names::numbered(&pool.storage, report.term, "journal-").await?;
-    let Some(first) = segments.first().copied() else { return Ok(()) };
+    let Some(first) = names::first_of_last_run(&segments) else { return Ok(()) };
     let Some(frame) = first_frame(pool, report.term, first).await? else { return Ok(()) };
     let start =
         Cursor { segment: first, offset: 0, position: Position(frame.sequence), hash: frame.previous };
@@ -134,7 +134,7 @@ async fn verify_journal<S: Storage>(pool: &Pool<S>, report: &mut TermReport) -> 
 async fn verify_base<S: Storage>(pool: &Pool<S>, term: Term) -> Result<(), TermError> {
     let Some(end) = seal_of(pool, term).await?.as_ref().and_then(End::of) else { return Ok(()) };
     let needed = names::numbered(&pool.storage, end.base.term, "journal-").await?;
-    let Some(first) = needed.first().copied() else { return Ok(()) };
+    let Some(first) = names::first_of_last_run(&needed) else { return Ok(()) };
     let Some(frame) = first_frame(pool, end.base.term, first).await? else { return Ok(()) };
     let start =
         Cursor { segment: first, offset: 0, position: Position(frame.sequence), hash: frame.previous };
