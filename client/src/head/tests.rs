@@ -130,9 +130,9 @@ proptest! {
             println!("no direct I/O here");
             return Ok(());
         };
-        let mut model = vec![0u8; SIZE as usize];
+        let mut model = vec![0u8; usize::try_from(SIZE).expect("small")];
         for (offset, len, byte) in writes {
-            let at = offset as usize;
+            let at = usize::try_from(offset).expect("small");
             let len = len.min(model.len() - at);
             model[at..at + len].fill(byte);
             head.write(offset, &model[at..at + len]).expect("writes");

@@ -3,7 +3,7 @@
 //! that the driver sends.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) runtime: Handle,
     gate: Gate,
     written_bytes: AtomicU64,
+    /// The attachment ended: nothing is done at once any more, so that every request meets the core's answer.
+    ended: AtomicBool,
     arenas: Arc<Arenas>,
     head: RwLock<Option<Arc<HeadFile>>>,
     state: Mutex<State>,
@@ -106,6 +108,7 @@ impl Shared {
             runtime: Handle::current(),
             gate: Gate::default(),
             written_bytes: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
             arenas: Arc::new(arenas),
             head: RwLock::new(None),
             state: Mutex::new(state),
@@ -118,7 +121,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn head(&self) -> Option<Arc<HeadFile>> {
+    /// The head, for what may be done without the core.
+    pub(super) fn live_head(&self) -> Option<Arc<HeadFile>> {
+        if self.ended.load(Ordering::Acquire) { None } else { self.head() }
+    }
+
+    fn head(&self) -> Option<Arc<HeadFile>> {
         self.head.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -165,6 +173,7 @@ impl Shared {
             Output::Ended(error) => {
                 tracing::warn!(target = %self.target, %error, "the attachment ended");
                 state.ended = Some(error);
+                self.ended.store(true, Ordering::Release);
                 self.changed.notify_waiters();
             }
             Output::OpenFast { all_unique } => self.gate.open(all_unique),

@@ -163,7 +163,7 @@ impl Volume {
     /// As [`Self::read`].
     pub fn try_read(&self, offset: u64, out: &mut [u8]) -> Result<Attempt, RequestError> {
         self.check(offset, out.len() as u64)?;
-        match self.shared.head() {
+        match self.shared.live_head() {
             Some(head) if !self.is_read_only() => Ok(head.try_read(offset, out)?.into()),
             _ => Ok(Attempt::WouldBlock),
         }
@@ -175,7 +175,7 @@ impl Volume {
     /// As [`Self::write`].
     pub fn try_write(&self, offset: u64, data: &[u8]) -> Result<Attempt, RequestError> {
         self.check(offset, data.len() as u64)?;
-        match self.shared.head() {
+        match self.shared.live_head() {
             Some(head) if !self.is_read_only() => Ok(self.shared.write_fast(&head, offset, data)?.into()),
             _ => Ok(Attempt::WouldBlock),
         }
@@ -236,7 +236,10 @@ impl Volume {
     /// As [`Self::read`].
     pub async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<BlockRun>, RequestError> {
         self.check(offset, len)?;
-        let Some(head) = self.shared.head().filter(|_| !self.is_read_only()) else {
+        if let Some(error) = self.shared.lock().ended.clone() {
+            return Err(error);
+        }
+        let Some(head) = self.shared.live_head().filter(|_| !self.is_read_only()) else {
             return Ok(vec![BlockRun { len, hole: false, zero: false }]);
         };
         let runs = tokio::task::spawn_blocking(move || head.runs(offset, len)).await;

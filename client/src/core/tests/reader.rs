@@ -52,6 +52,9 @@ fn acts() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// From which byte of the buffer to which, and whether it is right.
+type Part = (u64, u64, bool);
+
 #[derive(Debug)]
 struct Mark {
     ranges: Vec<ChunkRange>,
@@ -75,8 +78,8 @@ struct World {
     to_server: VecDeque<Frame<ToServer>>,
     to_client: VecDeque<Frame<FromServer>>,
     ios: BTreeMap<IoId, IoOp>,
-    /// Requests with their ranges and, byte range by byte range, whether what was read is the snapshot's.
-    requests: BTreeMap<u64, (u64, u64, Vec<(u64, u64, bool)>)>,
+    /// Requests with offset, length, and what was read so far.
+    requests: BTreeMap<u64, (u64, u64, Vec<Part>)>,
     connected: bool,
     put_off: bool,
     completed: u64,

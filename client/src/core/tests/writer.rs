@@ -419,7 +419,8 @@ impl World {
             }
             Act::Create if self.server.creating.is_none() && self.identified => {
                 // The same create is asked for again, now and then.
-                self.server.creates += u8::from(self.server.creates == 0 || self.server.epoch % 2 == 0);
+                self.server.creates +=
+                    u8::from(self.server.creates == 0 || self.server.epoch.is_multiple_of(2));
                 self.server.creating = Some(self.server.creates);
                 self.advise();
             }
