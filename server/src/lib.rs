@@ -5,8 +5,10 @@
 //! - [`term`]: procedures that make a server a term: journal, gate, seal, takeover, checkpoint;
 //! - [`replay`]: the seam between the two;
 //! - [`copy`], [`work`]: procedures that carry a core's outputs out;
+//! - [`check`]: the offline verifier;
 //! - `shell`: the daemon.
 
+pub mod check;
 pub mod copy;
 pub mod core;
 pub mod replay;

@@ -9,6 +9,7 @@ use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::{StoreExtent, Term, VolumeId};
 use csnap_storage::{Storage, StorageError};
 
+use crate::check::lock_gate;
 use crate::copy::{self, Failure, Files, arena_path, copy_out, head_path};
 use crate::core::{Input, Output, Task, TaskDone};
 use crate::state::{Origin, State};
@@ -28,6 +29,7 @@ pub struct Done {
 #[derive(Clone)]
 pub struct Workbench<S: Storage> {
     storage: S,
+    pool: Pool<S>,
     journal: Journal<S>,
     files: Files<S>,
     checkpoint_every_bytes: u64,
@@ -38,7 +40,7 @@ impl<S: Storage> Workbench<S> {
     pub fn new(pool: &Pool<S>, journal: Journal<S>) -> Self {
         let storage = pool.storage.clone();
         let checkpoint_every_bytes = pool.segment_bytes() / 2;
-        Self { files: Files::new(storage.clone()), storage, journal, checkpoint_every_bytes }
+        Self { files: Files::new(storage.clone()), storage, pool: pool.clone(), journal, checkpoint_every_bytes }
     }
 
     /// The journal.
@@ -88,6 +90,28 @@ impl<S: Storage> Workbench<S> {
             Output::Send { .. } | Output::Close { .. } | Output::Exit { .. } => return Ok(None),
         };
         Ok(Some(Done { input, checkpoint: checkpointed }))
+    }
+
+    /// Takes the lock on our own gate, which says to everybody on this host that we live. The kernel gives it up when
+    /// the last I/O of this process is gone.
+    pub async fn show_life(&self) -> Result<Option<S::File>, StorageError> {
+        lock_gate(&self.pool, self.journal.term()).await
+    }
+
+    /// Which of these older terms' servers are dead for certain: their lock can be had. Only on a pool that one host
+    /// uses; elsewhere a lock that is gone may mean a host that is out of reach.
+    pub async fn find_dead(&self, terms: Vec<Term>) -> Result<Vec<Term>, StorageError> {
+        let mut dead = Vec::new();
+        if self.pool.toml.shared {
+            return Ok(dead);
+        }
+        for term in terms {
+            if let Some(file) = lock_gate(&self.pool, term).await? {
+                self.storage.unlock(&file).await?;
+                dead.push(term);
+            }
+        }
+        Ok(dead)
     }
 
     /// Writes a checkpoint beside the journal; appends go on meanwhile. `false` when there was no space for it.

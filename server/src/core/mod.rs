@@ -229,6 +229,11 @@ pub enum Input {
         /// Of which volume.
         volume: VolumeId,
     },
+    /// Servers of older terms are dead, with their I/O returned: somebody saw it.
+    TermsDead {
+        /// Which.
+        terms: Vec<Term>,
+    },
     /// The journal wants a checkpoint with one of the next batches.
     CheckpointDue,
     /// The agent wants the server to go: finish what is in flight, then exit.
@@ -378,6 +383,7 @@ impl ServerCore {
             Input::TaskEnded { task, done } => self.on_task_ended(task, done, out),
             Input::Punched { extents } => self.on_punched(extents),
             Input::HeadRemoved { volume } => self.on_head_removed(volume),
+            Input::TermsDead { terms } => terms.into_iter().for_each(|term| drop(self.on_server_reaped(term))),
             Input::CheckpointDue => self.checkpoint_due = true,
             Input::Drain => self.draining = true,
             Input::Tick => self.on_tick(out),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use csnap_proto::message::local::ToAgent;
+use csnap_proto::{Term, Time};
 use csnap_storage::Storage;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -26,6 +27,9 @@ const EVENTS_PER_TURN_MAX: usize = 256;
 /// Events of connections that may wait for the loop.
 const EVENTS_QUEUED_MAX: usize = 1024;
 
+/// How often older terms' servers are looked for: space of theirs is held meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// How soon a full pool is asked again for a journal segment.
 const RETRY_SEGMENT: Duration = Duration::from_millis(500);
 
@@ -43,6 +47,7 @@ pub(super) async fn serve<S: Storage>(
     let core = ServerCore::new(term, config, state, now(), wall());
     let mut server = Server::new(core, Workbench::new(&pool, journal.clone()));
     let mut keeper = spawn_local(keep_segments(journal));
+    let _life = server.bench.show_life().await?;
     link.tell(ToAgent::ServerServing { term });
     tracing::info!(%term, "serving");
     server.turn(Input::Tick).await?;
@@ -90,6 +95,7 @@ struct Server<S: Storage> {
     bench: Workbench<S>,
     connections: BTreeMap<ConnId, Connection>,
     last_conn: u64,
+    next_look: Time,
     events: mpsc::Sender<Input>,
     events_in: mpsc::Receiver<Input>,
     done: mpsc::UnboundedSender<Result<Done, Fatal>>,
@@ -108,6 +114,7 @@ impl<S: Storage> Server<S> {
             bench,
             connections,
             last_conn: 0,
+            next_look: Time(0),
             events,
             events_in,
             done,
@@ -150,6 +157,7 @@ impl<S: Storage> Server<S> {
             self.core.step(now(), wall(), input, &mut out);
         }
         self.wish_for_checkpoint(&mut out);
+        self.look_for_the_dead();
         self.core.end_turn(&mut out);
         Ok(self.perform(out))
     }
@@ -168,6 +176,23 @@ impl<S: Storage> Server<S> {
             self.checkpointing.set(true);
             self.core.step(now(), wall(), Input::CheckpointDue, out);
         }
+    }
+
+    /// Asks after older terms' servers, now and then, until all are known dead.
+    fn look_for_the_dead(&mut self) {
+        let terms: Vec<Term> = self.core.state().older_terms().collect();
+        if terms.is_empty() || now() < self.next_look {
+            return;
+        }
+        self.next_look = now().after(LOOK_EVERY);
+        let (bench, events) = (self.bench.clone(), self.events.clone());
+        spawn_local(async move {
+            match bench.find_dead(terms).await {
+                Ok(terms) if !terms.is_empty() => drop(events.send(Input::TermsDead { terms }).await),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "looking for older servers"),
+            }
+        });
     }
 
     /// Carries outputs out, in order. Those that take time report by themselves.

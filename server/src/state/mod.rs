@@ -20,6 +20,7 @@ mod check;
 mod checkpoint;
 mod free;
 mod leaves;
+mod load;
 mod map;
 mod reap;
 mod record;
@@ -36,7 +37,8 @@ use csnap_proto::limits::CHUNK_BYTES_MIN;
 use csnap_proto::message::volume::{Extent, Place, UniquePage};
 use csnap_proto::units::{Chunk, ChunkRange, StoreExtent};
 
-pub use checkpoint::{Loader, PIECE_BYTES_MAX};
+pub use checkpoint::PIECE_BYTES_MAX;
+pub use load::Loader;
 pub use map::Sharing;
 pub use record::{
     Attached, DeadRun, Kept, Origin, RECORD_BYTES_MAX, RESULT_BYTES_MAX, RUNS_PER_RECORD_MAX, ReapCursor,
@@ -100,6 +102,16 @@ impl State {
     #[must_use]
     pub fn is_term_dead(&self, term: Term) -> bool {
         term < self.space.term && !self.space.alive.contains(&term)
+    }
+
+    /// Terms before the current one whose servers are not known dead: their arenas are held.
+    pub fn older_terms(&self) -> impl Iterator<Item = Term> + '_ {
+        self.space.alive.iter().copied().filter(|term| *term < self.space.term)
+    }
+
+    /// Every arena of the store that something was reserved in.
+    pub fn arenas(&self) -> impl Iterator<Item = (Term, u32)> + '_ {
+        self.space.arenas.keys().copied()
     }
 
     /// A volume that is not deleted, published or not.

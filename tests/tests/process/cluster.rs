@@ -1,0 +1,266 @@
+//! A running `csnap up` in a temporary directory.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Long enough for a debug build on a busy machine; nothing that works takes a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub(crate) fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("CSNAP_BIN") {
+        return path.into();
+    }
+    let mut path = std::env::current_exe().expect("this test is a file");
+    path.pop(); // deps
+    path.pop(); // the profile
+    let path = path.join("csnap");
+    assert!(path.exists(), "{} is not there: run ./test, or cargo build -p csnap-cli", path.display());
+    path
+}
+
+/// Kills what it holds when a test ends, however it ends.
+pub(crate) struct Cluster {
+    dir: tempfile::TempDir,
+    nodes: u32,
+    up: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts `nodes` nodes and waits until the volume `demo` can be had.
+    pub(crate) fn start(nodes: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
+        let mut cluster = Self { dir, nodes, up: None };
+        cluster.up();
+        cluster
+    }
+
+    /// Starts `csnap up` on the directory, again or for the first time.
+    pub(crate) fn up(&mut self) {
+        assert!(self.up.is_none(), "it runs already");
+        let log = std::fs::File::create(self.dir.path().join("up.log")).expect("a log");
+        let up = Command::new(binary())
+            .arg("--dir")
+            .arg(self.data())
+            .args(["up", "--nodes", &self.nodes.to_string(), "--nbd", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        self.up = Some(up);
+        wait_until("the cluster serves", || self.serves());
+    }
+
+    fn serves(&self) -> bool {
+        let status = self.try_status();
+        let serving = status["server"]["state"] == "serving";
+        let exporting = status["nodes"].as_array().is_some_and(|nodes| {
+            nodes.len() == self.nodes as usize && nodes.iter().all(|node| node["export_pid"].is_u64())
+        });
+        let volumes = status["volumes"].as_array().is_some_and(|volumes| !volumes.is_empty());
+        serving && exporting && volumes
+    }
+
+    /// The data directory, `DIR` of the command line.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Somewhere for the test's own files.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs a command of the operator's.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(binary()).arg("--dir").arg(self.data()).args(arguments).output().expect("the binary starts")
+    }
+
+    /// Runs a command that must succeed; what it printed.
+    pub(crate) fn csnap(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "csnap {arguments:?} failed: {error}");
+        String::from_utf8(output.stdout).expect("it prints text")
+    }
+
+    /// Runs a command that must be refused with one line, and exit status `code`; the line.
+    pub(crate) fn refused(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8(output.stderr).expect("it prints text");
+        assert_eq!(output.status.code(), Some(code), "csnap {arguments:?}: {error}");
+        if code == 1 {
+            assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+        }
+        error
+    }
+
+    /// `csnap status --json`, which works without a server.
+    pub(crate) fn status(&self) -> Value {
+        serde_json::from_str(&self.csnap(&["status", "--json"])).expect("status is JSON")
+    }
+
+    fn try_status(&self) -> Value {
+        let output = self.run(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// Process id of whoever serves, its node and its term; waits until there is one.
+    pub(crate) fn server(&self) -> Server {
+        let mut found = None;
+        wait_until("a server serves", || {
+            let server = self.try_status()["server"].take();
+            if server["state"] == "serving" {
+                let pid = server["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+                let node = server["node"].as_str().map(str::to_owned);
+                found = pid.zip(node).zip(server["term"].as_u64()).map(|((pid, node), term)| Server { pid, node, term });
+            }
+            found.is_some()
+        });
+        found.expect("just found")
+    }
+
+    /// What `status` says of a node.
+    pub(crate) fn node(&self, node: &str) -> Value {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().expect("nodes").iter();
+        nodes.clone().find(|n| n["id"] == node).cloned().unwrap_or(Value::Null)
+    }
+
+    /// A process id that `status` gives for a node; waits until it is there.
+    pub(crate) fn pid(&self, node: &str, which: &str) -> u32 {
+        let mut found = None;
+        wait_until(&format!("{node} has its {which}"), || {
+            found = self.node(node)[which].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            found.is_some()
+        });
+        found.expect("just found")
+    }
+
+    /// URI of a volume or snapshot on a node's exporter, over its unix socket.
+    pub(crate) fn uri(&self, node: u32, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket(node).display())
+    }
+
+    /// Unix socket of a node's exporter.
+    pub(crate) fn socket(&self, node: u32) -> PathBuf {
+        self.data().join(format!("n{node}")).join("nbd.sock")
+    }
+
+    /// TCP address of node 1's exporter.
+    pub(crate) fn tcp(&self) -> String {
+        let node = self.node("n1");
+        let uris = node["nbd"].as_array().expect("URIs");
+        let tcp = uris.iter().filter_map(Value::as_str).find_map(|uri| uri.strip_prefix("nbd://"));
+        tcp.expect("node 1 listens on TCP").trim_end_matches('/').to_owned()
+    }
+
+    /// Messages of a node's client of `volume`, by name.
+    pub(crate) fn messages(&self, node: &str, volume: &str) -> std::collections::BTreeMap<String, u64> {
+        let status = self.status();
+        let clients = status["clients"].as_array().expect("clients");
+        let client = clients.iter().find(|c| c["node"] == node && c["volume"] == volume);
+        let messages = client.and_then(|c| c["messages"].as_object()).cloned().unwrap_or_default();
+        messages.into_iter().filter_map(|(name, count)| Some((name, count.as_u64()?))).collect()
+    }
+
+    /// Kills `up` itself, and forgets it.
+    pub(crate) fn kill_up(&mut self) {
+        let mut up = self.up.take().expect("it runs");
+        up.kill().expect("it is ours to kill");
+        up.wait().expect("it ends");
+    }
+
+    /// Stops `up` in an orderly way.
+    pub(crate) fn down(&mut self) {
+        let Some(mut up) = self.up.take() else { return };
+        signal(up.id(), "TERM");
+        let deadline = Instant::now() + PATIENCE;
+        while up.try_wait().expect("it is our child").is_none() {
+            if Instant::now() > deadline {
+                let _ = up.kill();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Processes whose command line names this cluster's directory.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let data = self.data();
+        let data = data.to_str().expect("temporary directories are text").as_bytes();
+        let entries = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let names_us = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.windows(data.len()).any(|part| part == data)
+        };
+        pids.filter(names_us).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+        self.down();
+        for pid in self.processes() {
+            signal(pid, "KILL");
+        }
+    }
+}
+
+impl Cluster {
+    fn print_logs(&self) {
+        let mut logs = vec![self.dir.path().join("up.log")];
+        let entries = std::fs::read_dir(self.data()).into_iter().flatten().filter_map(Result::ok);
+        logs.extend(entries.map(|entry| entry.path().join("log")));
+        for log in logs {
+            let mut text = String::new();
+            let read = std::fs::File::open(&log).and_then(|mut file| file.read_to_string(&mut text));
+            if read.is_ok() && !text.is_empty() {
+                let tail: Vec<&str> = text.lines().rev().take(40).collect();
+                eprintln!("--- {}", log.display());
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+/// Whoever serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) pid: u32,
+    pub(crate) node: String,
+    pub(crate) term: u64,
+}
+
+/// Sends a signal by name; a process that is gone is fine.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+/// Whether a process is there, and not a zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+/// Waits until something is so, looking often; fails the test when it takes too long.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A number for campaigns, from the environment.
+pub(crate) fn number(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}

@@ -1,0 +1,108 @@
+//! Everything else that dies: agents, lockd, `up` itself, the operator's command half way.
+
+use std::process::{Command, Stdio};
+
+use super::cluster::{Cluster, binary, is_alive, signal, wait_until};
+use super::writer::Writer;
+
+#[test]
+fn a_killed_agent_takes_its_server_along_and_nothing_else() {
+    let cluster = Cluster::start(1);
+    let guest = Writer::start(&cluster.socket(1), "demo", 1024);
+    guest.wait_for(100);
+    cluster.csnap(&["snapshot", "create", "demo@a"]);
+    let (agent, exporter) = (cluster.pid("n1", "agent_pid"), cluster.pid("n1", "export_pid"));
+    let server = cluster.server();
+    signal(agent, "KILL");
+    wait_until("the server goes with its agent", || !is_alive(server.pid));
+    wait_until("a new server serves", || cluster.server().term > server.term);
+    guest.wait_for(200);
+    assert_eq!(cluster.pid("n1", "export_pid"), exporter, "the exporter was found again");
+    assert_ne!(cluster.pid("n1", "agent_pid"), agent);
+    guest.stop_and_verify();
+}
+
+#[test]
+fn the_server_serves_on_while_lockd_is_away() {
+    let cluster = Cluster::start(1);
+    let guest = Writer::start(&cluster.socket(1), "demo", 1024);
+    guest.wait_for(100);
+    let server = cluster.server();
+    let status = cluster.status();
+    let lockd = status["lockd"]["members"][0]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("lockd");
+    for turn in 0..3 {
+        let lockd = if turn == 0 { lockd } else { lockd_pid(&cluster) };
+        signal(lockd, "KILL");
+        cluster.csnap(&["snapshot", "create", &format!("demo@l{turn}")]);
+        guest.wait_for(200);
+        wait_until("lockd is back", || lockd_pid(&cluster) != lockd);
+    }
+    assert_eq!(cluster.server(), server, "nothing moved");
+    signal(server.pid, "KILL");
+    wait_until("takeovers work again", || cluster.server().term > server.term);
+    guest.wait_for(100);
+    guest.stop_and_verify();
+}
+
+fn lockd_pid(cluster: &Cluster) -> u32 {
+    cluster.status()["lockd"]["members"][0]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
+}
+
+#[test]
+fn a_killed_up_leaves_nothing_and_the_next_one_recovers() {
+    let mut cluster = Cluster::start(3);
+    let guest = Writer::start(&cluster.socket(2), "demo", 512);
+    guest.wait_for(100);
+    guest.stop_and_verify();
+    cluster.csnap(&["snapshot", "create", "demo@a"]);
+    cluster.kill_up();
+    let began = std::time::Instant::now();
+    wait_until("nothing is left", || cluster.processes().is_empty());
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "within five seconds");
+    cluster.up();
+    assert!(cluster.csnap(&["snapshot", "list", "demo"]).contains('a'));
+    let guest = Writer::start(&cluster.socket(1), "demo", 512);
+    guest.wait_for(100);
+    guest.stop_and_verify();
+    cluster.down();
+    assert!(cluster.processes().is_empty(), "nothing is left after an orderly stop either");
+}
+
+#[test]
+fn a_second_up_on_the_same_directory_is_refused() {
+    let cluster = Cluster::start(1);
+    let line = cluster.refused(1, &["up"]);
+    assert!(line.contains("data"), "names the directory: {line}");
+    cluster.csnap(&["status"]);
+}
+
+#[test]
+fn a_create_whose_command_was_killed_is_whole_or_not_there() {
+    let cluster = Cluster::start(1);
+    let image = cluster.scratch().join("image");
+    std::fs::write(&image, vec![9; 64 << 20]).expect("an image");
+    let image = image.to_str().expect("text");
+    for after_ms in [1, 5, 20, 60, 150] {
+        let name = format!("v{after_ms}");
+        let mut create = Command::new(binary())
+            .arg("--dir")
+            .arg(cluster.data())
+            .args(["volume", "create", &name, "--from", image])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        std::thread::sleep(std::time::Duration::from_millis(after_ms));
+        let _ = create.kill();
+        let _ = create.wait();
+    }
+    wait_until("every half made volume is gone", || {
+        let volumes = cluster.csnap(&["volume", "list", "--json"]);
+        let volumes: serde_json::Value = serde_json::from_str(&volumes).expect("JSON");
+        let names: Vec<String> =
+            volumes.as_array().into_iter().flatten().filter_map(|v| v["name"].as_str().map(str::to_owned)).collect();
+        let heads = std::fs::read_dir(cluster.data().join("pool/head")).expect("heads").count();
+        heads == names.len()
+    });
+    cluster.csnap(&["volume", "create", "whole", "--from", image]);
+}

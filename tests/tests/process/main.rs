@@ -1,0 +1,17 @@
+//! The shipped binary as an operator and a hypervisor see it: started, used by real clients, killed, frozen, fed garbage.
+//!
+//! Every test has a cluster of its own in a temporary directory, on free ports, and leaves nothing behind. Speed is
+//! printed, never asserted. `CSNAP_BIN` names the binary (`./test` sets it); without it the one beside this test's own
+//! build is used. Larger numbers for campaigns: `CSNAP_KILLS`, `CSNAP_MOVES`.
+
+mod clients;
+mod cluster;
+mod failover;
+mod freeze;
+mod hostile;
+mod lifecycle;
+mod messages;
+mod nbd;
+mod placement;
+mod story;
+mod writer;

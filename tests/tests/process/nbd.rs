@@ -1,0 +1,134 @@
+//! A small blocking NBD client of our own: it can do what proper clients cannot (leave requests unanswered, send
+//! nonsense), and it measures the time between completions. Fixed newstyle, EXPORT_NAME or GO, simple replies.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
+const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
+const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
+const REQUEST: u32 = 0x2560_9513;
+const SIMPLE_REPLY: u32 = 0x6744_6698;
+const OPT_GO: u32 = 7;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+
+pub(crate) const READ: u16 = 0;
+pub(crate) const WRITE: u16 = 1;
+pub(crate) const FLUSH: u16 = 3;
+
+/// A connection in transmission.
+pub(crate) struct Nbd {
+    stream: UnixStream,
+    pub(crate) size_bytes: u64,
+    pub(crate) flags: u16,
+    last: u64,
+}
+
+/// A refused option: its code and message.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) code: u32,
+    pub(crate) message: String,
+}
+
+impl Nbd {
+    /// Connects and asks for an export with GO.
+    pub(crate) fn open(socket: &Path, export: &str) -> Result<Self, Refused> {
+        let mut stream = UnixStream::connect(socket).expect("the exporter listens");
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(be64(&greeting[..8]), NBDMAGIC);
+        assert_eq!(be64(&greeting[8..16]), IHAVEOPT);
+        stream.write_all(&3u32.to_be_bytes()).expect("flags go out");
+        let mut data = Vec::new();
+        data.extend_from_slice(&u32::try_from(export.len()).expect("short").to_be_bytes());
+        data.extend_from_slice(export.as_bytes());
+        data.extend_from_slice(&0u16.to_be_bytes());
+        let mut option = Vec::new();
+        option.extend_from_slice(&IHAVEOPT.to_be_bytes());
+        option.extend_from_slice(&OPT_GO.to_be_bytes());
+        option.extend_from_slice(&u32::try_from(data.len()).expect("short").to_be_bytes());
+        option.extend_from_slice(&data);
+        stream.write_all(&option).expect("GO goes out");
+        let (mut size_bytes, mut flags) = (0, 0);
+        loop {
+            let mut header = [0; 20];
+            stream.read_exact(&mut header).expect("an option reply");
+            assert_eq!(be64(&header[..8]), OPTION_REPLY);
+            let mut data = vec![0; be32(&header[16..20]) as usize];
+            stream.read_exact(&mut data).expect("its data");
+            match be32(&header[12..16]) {
+                REP_ACK => return Ok(Self { stream, size_bytes, flags, last: 0 }),
+                REP_INFO if data[..2] == [0, 0] => {
+                    size_bytes = be64(&data[2..10]);
+                    flags = u16::from_be_bytes([data[10], data[11]]);
+                }
+                REP_INFO => {}
+                code => return Err(Refused { code, message: String::from_utf8_lossy(&data).into_owned() }),
+            }
+        }
+    }
+
+    /// Opens what must be there to be had.
+    pub(crate) fn must_open(socket: &Path, export: &str) -> Self {
+        Self::open(socket, export).unwrap_or_else(|refused| panic!("{export} is refused: {refused:?}"))
+    }
+
+    /// Sends a request without waiting; its cookie.
+    pub(crate) fn send(&mut self, command: u16, offset: u64, length: u32, payload: &[u8]) -> u64 {
+        self.last += 1;
+        let mut request = Vec::with_capacity(28 + payload.len());
+        request.extend_from_slice(&REQUEST.to_be_bytes());
+        request.extend_from_slice(&0u16.to_be_bytes());
+        request.extend_from_slice(&command.to_be_bytes());
+        request.extend_from_slice(&self.last.to_be_bytes());
+        request.extend_from_slice(&offset.to_be_bytes());
+        request.extend_from_slice(&length.to_be_bytes());
+        request.extend_from_slice(payload);
+        self.stream.write_all(&request).expect("the connection holds");
+        self.last
+    }
+
+    /// Waits for the next simple reply without payload: cookie and error.
+    pub(crate) fn reply(&mut self) -> (u64, u32) {
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply).expect("the connection holds");
+        assert_eq!(be32(&reply[..4]), SIMPLE_REPLY);
+        (be64(&reply[8..16]), be32(&reply[4..8]))
+    }
+
+    /// Writes and waits; the error.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> u32 {
+        self.send(WRITE, offset, u32::try_from(data.len()).expect("below 4 GiB"), data);
+        self.reply().1
+    }
+
+    /// Flushes and waits; the error.
+    pub(crate) fn flush(&mut self) -> u32 {
+        self.send(FLUSH, 0, 0, &[]);
+        self.reply().1
+    }
+
+    /// Reads and waits.
+    pub(crate) fn read(&mut self, offset: u64, length: usize) -> Result<Vec<u8>, u32> {
+        self.send(READ, offset, u32::try_from(length).expect("below 4 GiB"), &[]);
+        match self.reply().1 {
+            0 => {
+                let mut data = vec![0; length];
+                self.stream.read_exact(&mut data).expect("the connection holds");
+                Ok(data)
+            }
+            error => Err(error),
+        }
+    }
+}
+
+fn be64(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().expect("eight bytes"))
+}
+
+fn be32(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes(bytes.try_into().expect("four bytes"))
+}
