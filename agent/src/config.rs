@@ -134,6 +134,32 @@ pub struct ConfigError {
 }
 
 impl NodeConfig {
+    /// Defaults for a node whose sockets and state lie in `dir`.
+    #[must_use]
+    pub fn new(node: Name, pool: PathBuf, lockd: Vec<SocketAddr>, dir: &Path) -> Self {
+        Self {
+            node,
+            pool,
+            pool_shared: false,
+            lockd,
+            agent_sock: dir.join("agent.sock"),
+            state: dir.join("state"),
+            server_listen: default_server_listen(),
+            nbd_unix: dir.join("nbd.sock"),
+            nbd_tcp: None,
+            priority: default_priority(),
+            failback: default_failback(),
+            failback_after_ms: default_failback_after_ms(),
+            lease_ms: default_lease_ms(),
+            renew_ms: default_renew_ms(),
+            ping_ms: default_ping_ms(),
+            ping_timeout_ms: default_ping_timeout_ms(),
+            place_step_ms: default_place_step_ms(),
+            client_lease_ms: default_client_lease_ms(),
+            unique_cache_bytes: default_unique_cache_bytes(),
+        }
+    }
+
     /// Parses and checks a configuration; `path` is named in errors.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let fail = |what: String| ConfigError { path: path.display().to_string(), what };

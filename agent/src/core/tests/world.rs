@@ -295,10 +295,10 @@ impl World {
 
     /// A process ends, killed or not.
     pub(super) fn end(&mut self, n: usize, process: Process) {
-        if let Some(child) = self.nodes[n].child.take_if(|child| child.process == process) {
-            if child.conn != ConnId(0) {
-                self.agent(n, LOCAL, Input::Gone { conn: child.conn });
-            }
+        if let Some(child) = self.nodes[n].child.take_if(|child| child.process == process)
+            && child.conn != ConnId(0)
+        {
+            self.agent(n, LOCAL, Input::Gone { conn: child.conn });
         }
         self.nodes[n].exporter.take_if(|exporter| *exporter == process);
         self.agent(n, LOCAL, Input::Ended(process));
@@ -405,8 +405,8 @@ impl World {
                         self.log.push(bytes);
                         appended += 1;
                     }
-                    LockdOutput::Send(id, frame) => self.from_lockd(id, frame),
-                    LockdOutput::Close(id, _) => self.close_from_lockd(id),
+                    LockdOutput::Send(id, frame) => self.hear_lockd(id, frame),
+                    LockdOutput::Close(id, _) => self.close_by_lockd(id),
                 }
             }
             if appended > 0 {
@@ -420,13 +420,13 @@ impl World {
         self.nodes.iter().enumerate().find_map(|(n, node)| with(node).map(|(attempt, _)| (n, attempt)))
     }
 
-    fn from_lockd(&mut self, id: ConnectionId, frame: Frame<FromLockd>) {
+    fn hear_lockd(&mut self, id: ConnectionId, frame: Frame<FromLockd>) {
         if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| !self.nodes[*n].cut) {
             self.agent(n, NET, Input::Lockd(ClientInput::Received { attempt, frame }));
         }
     }
 
-    fn close_from_lockd(&mut self, id: ConnectionId) {
+    fn close_by_lockd(&mut self, id: ConnectionId) {
         if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| !self.nodes[*n].cut) {
             self.nodes[n].connection = None;
             self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));

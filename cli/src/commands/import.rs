@@ -1,0 +1,139 @@
+//! `csnap volume create --from FILE`: a raw image becomes a volume, whole or not at all.
+//!
+//! The volume is hidden until everything is written and flushed. If this process dies, its agent notices and declares
+//! it dead, and the server takes the hidden volume away.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use bytes::{Bytes, BytesMut};
+use csnap_client::{ClientConfig, ServerSource, Volume};
+use csnap_proto::Target;
+use csnap_proto::message::local::{FromAgent, ToAgent};
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Source, VolumeInfo};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+
+use crate::agents;
+use crate::args::VolumeCreate;
+use crate::operator::{Session, unexpected};
+
+/// Bytes read and written at once: large enough for any disk, small enough that progress moves.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Pieces read ahead of the writing.
+const AHEAD_MAX: usize = 4;
+
+pub(crate) async fn run(dir: &Path, create: &VolumeCreate, file: &Path) -> anyhow::Result<VolumeInfo> {
+    let source = std::fs::File::open(file).with_context(|| file.display().to_string())?;
+    let length = length_of(&source, file)?;
+    let size_bytes = create.size.unwrap_or(length);
+    if size_bytes < length {
+        bail!("{} has {length} bytes and --size is {size_bytes}; give at least as much", file.display());
+    }
+    let mut session = Session::open(dir).await?;
+    // Before anything exists that our death would leave behind.
+    agents::wish(&session.agent, ToAgent::WriterHello { instance: session.instance }).await?;
+    let name = create.name.clone();
+    let request = OperatorRequest::VolumeCreate {
+        name: name.clone(),
+        size_bytes,
+        chunk: create.chunk,
+        source: Source::Import,
+    };
+    session.request(request).await?;
+    let filled = fill(&session, create, source, length).await;
+    if let Err(error) = filled {
+        session.close().await;
+        return Err(error.context(format!("volume {name} was not made")));
+    }
+    session.done(OperatorRequest::VolumePublish { name: name.clone() }).await?;
+    let reply = session.request(OperatorRequest::VolumeShow { name }).await?;
+    session.close().await;
+    match reply {
+        OperatorReply::Volume(volume) => Ok(volume),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Bytes of a file or block device.
+fn length_of(mut file: &std::fs::File, path: &Path) -> anyhow::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let length = file.seek(SeekFrom::End(0)).with_context(|| path.display().to_string())?;
+    file.seek(SeekFrom::Start(0)).with_context(|| path.display().to_string())?;
+    if length == 0 {
+        bail!("{} is empty; a volume needs a size", path.display());
+    }
+    Ok(length)
+}
+
+async fn fill(
+    session: &Session,
+    create: &VolumeCreate,
+    source: std::fs::File,
+    length: u64,
+) -> anyhow::Result<()> {
+    let FromAgent::Pool { path } = agents::ask(&session.agent, ToAgent::Pool, agents::ANSWER_WITHIN).await?
+    else {
+        bail!("the agent did not say where the pool is");
+    };
+    let servers = ServerSource::Agents(vec![session.agent.clone()]);
+    let config = ClientConfig::new(servers, path.into(), session.node.clone(), session.instance);
+    let target = Target { volume: create.name.clone(), snapshot: None };
+    let volume = Volume::open(config, target).await?;
+    let copied = copy(&volume, source, length).await;
+    let released = volume.release().await;
+    copied.and(released.map_err(Into::into))
+}
+
+async fn copy(volume: &Arc<Volume>, source: std::fs::File, length: u64) -> anyhow::Result<()> {
+    let progress = progress(length);
+    let (pieces, mut queue) = mpsc::channel(AHEAD_MAX);
+    let reader = tokio::task::spawn_blocking(move || read_pieces(source, &pieces));
+    let mut offset = 0;
+    while let Some(piece) = queue.recv().await {
+        let bytes = piece.len() as u64;
+        // The head is new and reads as zeros already.
+        if piece.iter().any(|byte| *byte != 0) {
+            volume.write(offset, piece, false).await?;
+        }
+        offset += bytes;
+        progress.set_position(offset);
+    }
+    reader.await?.context("reading the image")?;
+    if offset != length {
+        bail!("the image changed its size while it was read: {offset} of {length} bytes");
+    }
+    volume.flush().await?;
+    progress.finish_and_clear();
+    Ok(())
+}
+
+fn read_pieces(mut source: std::fs::File, pieces: &mpsc::Sender<Bytes>) -> std::io::Result<()> {
+    loop {
+        let mut piece = BytesMut::zeroed(PIECE_BYTES);
+        let mut filled = 0;
+        while filled < piece.len() {
+            match source.read(&mut piece[filled..])? {
+                0 => break,
+                bytes => filled += bytes,
+            }
+        }
+        piece.truncate(filled);
+        // Nobody takes it any more: the writing failed, and says so itself.
+        if filled == 0 || pieces.blocking_send(piece.freeze()).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// On a terminal only.
+fn progress(length: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

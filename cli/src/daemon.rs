@@ -1,0 +1,128 @@
+//! The daemons: each reads its configuration once, and runs until a signal.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use csnap_agent::NodeConfig;
+use csnap_agent::shell::Programs;
+use csnap_nbd_export::ExportConfig;
+use csnap_server::shell::ServerConfig;
+use csnap_storage::posix::Backend;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Daemon;
+use crate::supervisor;
+
+/// How long a snapshot create waits for the writer to drain.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Threads of an exporter: NBD clients use a few connections each, and a thread carries several hundred thousand
+/// requests a second.
+const EXPORT_THREADS: usize = 4;
+
+/// `csnap agent`
+pub(crate) fn agent(daemon: &Daemon) -> anyhow::Result<()> {
+    let config = begin(daemon)?;
+    let programs = Programs {
+        // The server dies with its agent; the exporter does not, but with whoever supervises the agent.
+        server: program("server", &daemon.config, Some(std::process::id()))?,
+        exporter: program("export", &daemon.config, daemon.supervisor_pid)?,
+    };
+    block_on(async { csnap_agent::shell::run(config, programs, shutdown()?).await })
+}
+
+/// `csnap server --config`
+pub(crate) fn server(daemon: &Daemon) -> anyhow::Result<()> {
+    let config = begin(daemon)?;
+    let config = ServerConfig {
+        node: config.node,
+        pool: config.pool,
+        agent_sock: config.agent_sock,
+        listen: config.server_listen,
+        backend: Backend::Auto,
+        client_lease: Duration::from_millis(config.client_lease_ms),
+        drain_patience: DRAIN_PATIENCE,
+    };
+    block_on(async { Box::pin(csnap_server::shell::run(config, shutdown()?)).await })
+}
+
+/// `csnap lockd`
+pub(crate) fn lockd(_daemon: &Daemon) -> anyhow::Result<()> {
+    anyhow::bail!("lockd: not yet; this version cannot do it")
+}
+
+/// `csnap export`
+pub(crate) fn export(daemon: &Daemon) -> anyhow::Result<()> {
+    let config = begin(daemon)?;
+    let unique_cache_bytes = usize::try_from(config.unique_cache_bytes).context("unique_cache_bytes")?;
+    let config = ExportConfig {
+        node: config.node,
+        pool: config.pool,
+        pool_shared: config.pool_shared,
+        agent_sock: config.agent_sock,
+        nbd_unix: config.nbd_unix,
+        nbd_tcp: config.nbd_tcp,
+        unique_cache_bytes,
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(EXPORT_THREADS).enable_all().build();
+    let runtime = runtime.context("cannot start")?;
+    let result = runtime.block_on(async { csnap_nbd_export::run(config, shutdown()?).await });
+    runtime.shutdown_background();
+    result
+}
+
+/// The configuration of a lockd that `up` runs.
+pub(crate) fn lockd_config(name: &str, listen: std::net::SocketAddr, dir: &Path) -> anyhow::Result<String> {
+    Ok(format!("node = {name:?}\nlisten = \"{listen}\"\ndata = {:?}\n", dir.join("data")))
+}
+
+/// What every daemon of a node does first, while it has one thread.
+fn begin(daemon: &Daemon) -> anyhow::Result<NodeConfig> {
+    start(daemon)?;
+    let text =
+        std::fs::read_to_string(&daemon.config).with_context(|| daemon.config.display().to_string())?;
+    Ok(NodeConfig::parse(&text, &daemon.config)?)
+}
+
+/// Ties the process to its supervisor, and logs to stderr.
+fn start(daemon: &Daemon) -> anyhow::Result<()> {
+    if let Some(supervisor) = daemon.supervisor_pid {
+        supervisor::tie_to(supervisor)?;
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+/// This very binary as another daemon.
+fn program(daemon: &str, config: &Path, supervisor: Option<u32>) -> anyhow::Result<Vec<OsString>> {
+    let config = config.canonicalize().with_context(|| config.display().to_string())?;
+    let mut words: Vec<OsString> =
+        vec![std::env::current_exe()?.into(), daemon.into(), "--config".into(), config.into()];
+    words.extend(supervisor.into_iter().flat_map(|pid| ["--supervisor-pid".into(), pid.to_string().into()]));
+    Ok(words)
+}
+
+fn block_on(daemon: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let result = runtime.block_on(daemon);
+    runtime.shutdown_background();
+    result
+}
+
+/// Done at the first SIGTERM or SIGINT.
+fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
