@@ -131,6 +131,11 @@ impl HeadFile {
         result.map(|()| true)
     }
 
+    /// Writes into the page cache are likely to return at once.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.direct.is_none() && self.pace.is_quick()
+    }
+
     /// A partial page has to be read before it can be written: only if that does not wait.
     fn edges_are_cached(&self, offset: u64, len: u64) -> Result<bool, IoFailure> {
         let end = offset + len;

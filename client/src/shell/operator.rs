@@ -8,12 +8,10 @@ use bytes::BytesMut;
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Refusal};
 use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{
-    Frame, FrameDecoder, FreeBatchId, InstanceId, Name, RequestId, Secret, Sequence, SessionId, Term, Time,
-    frame,
+    Frame, FrameDecoder, FreeBatchId, InstanceId, Name, RequestId, Secret, Sequence, SessionId, Term, frame,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::clock;
 use super::link::{Connected, ServerSource};
 use super::volume::draw;
 use crate::core::RequestError;
@@ -54,8 +52,6 @@ struct Line {
     last_id: RequestId,
     term: Term,
     lease: Duration,
-    /// When the server last heard of us.
-    used: Time,
 }
 
 impl Operator {
@@ -82,7 +78,6 @@ impl Operator {
     /// # Errors
     /// The server refused it.
     pub async fn request(&mut self, request: OperatorRequest) -> Result<OperatorReply, OperatorError> {
-        self.begin_anew_if_stale()?;
         self.sequence = self.sequence.next();
         let sequence = self.sequence;
         let message = ToServer::Operate { sequence, lowest_unanswered: sequence, request };
@@ -95,20 +90,7 @@ impl Operator {
         }
     }
 
-    /// Nothing is unanswered between requests, so a session that may have ended meanwhile (nobody renews it then) is
-    /// replaced by a new one rather than resumed.
-    fn begin_anew_if_stale(&mut self) -> Result<(), OperatorError> {
-        let fresh = self.line.as_ref().is_some_and(|line| clock::now().since(line.used) < line.lease / 2);
-        if !fresh && self.identity.cached_epoch.is_some() {
-            self.line = None;
-            self.sequence = Sequence(0);
-            self.identity.cached_epoch = None;
-            self.identity.session = SessionId(draw()?);
-        }
-        Ok(())
-    }
-
-    /// Gives the session back. Best effort: a session that nobody renews ends by itself.
+    /// Gives the session back. Best effort: a server that is not there now keeps its record until this process is reaped.
     pub async fn close(mut self) {
         if let Some(line) = &mut self.line {
             let _ = tokio::time::timeout(IDENTIFY_PATIENCE, line.exchange(&ToServer::Release)).await;
@@ -144,14 +126,12 @@ impl Operator {
             decoder: FrameDecoder::default(),
             last_id: RequestId(0),
             lease: IDENTIFY_PATIENCE,
-            used: clock::now(),
         };
         let message = ToServer::Identify(self.identity.clone());
         match tokio::time::timeout(IDENTIFY_PATIENCE, line.identify(&message, self.term)).await {
             Ok(Ok(FromServer::IdentifyOk(ok))) => {
                 line.lease = Duration::from_millis(ok.lease_ms).max(Duration::from_millis(100));
                 self.term = line.term;
-                self.identity.cached_epoch = Some(ok.epoch);
                 return Ok(Some(line));
             }
             Ok(Ok(FromServer::Refused(refusal))) => return Err(refusal.into()),
@@ -202,7 +182,6 @@ impl Line {
         let mut bytes = BytesMut::new();
         frame::encode(&Frame { id: self.last_id, term: Term(0), message: message.clone() }, &mut bytes);
         self.connected.stream.write_all(&bytes).await?;
-        self.used = clock::now();
         Ok(self.last_id)
     }
 

@@ -47,8 +47,9 @@ pub struct Identify {
     pub pid: u32,
     /// What is wanted. Ignored for a session that exists: it keeps what it attached, also over renames.
     pub attach: Attach,
-    /// Epoch that the client's caches belong to. Present on every Identify after the session's first IdentifyOk: a server
-    /// that does not know a session that says so refuses it as not found, it has ended; without it the session is new.
+    /// Epoch that the client's caches belong to. Present on every Identify after the session's first IdentifyOk (never
+    /// from operators): a server that does not know a session that says so refuses it as not found, it has ended; without
+    /// it the session is new.
     pub cached_epoch: Option<Epoch>,
 }
 
