@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use super::SECTOR_BYTES;
 use super::dir::Inode;
 use super::rng::{Digest, Rng};
 use super::state::{Node, State};
@@ -15,19 +16,29 @@ pub const ENUMERATE_MAX: u64 = 1 << 12;
 /// Draws in a row that gave nothing new, after which a sample is taken for complete.
 const STALE_DRAWS_MAX: u32 = 256;
 
-/// Something that a power loss decides.
-#[derive(Clone, Copy, Debug)]
-enum Subject {
-    Sector { file: Inode, sector: u64 },
-    Size { file: Inode },
-    Name { dir: Inode, index: usize },
-}
-
-/// A subject with the position of each change that may have reached the medium. Choice 0 is "none of them".
+/// One thing that a power loss decides. Choice 0 is "as last synced", the others are the changes since.
 #[derive(Clone, Debug)]
 struct Decision {
-    subject: Subject,
+    /// The position of each change in the history of the disk.
     changes: Vec<u64>,
+    /// For each choice, the first that leaves the same.
+    alike: Vec<usize>,
+}
+
+/// The decisions about one file or directory: a stretch of all.
+#[derive(Clone, Debug)]
+struct Subject {
+    inode: Inode,
+    first: usize,
+    kind: SubjectKind,
+}
+
+#[derive(Clone, Debug)]
+enum SubjectKind {
+    /// A decision for each unsynced sector, with their numbers, and then one for the size.
+    File(Vec<u64>),
+    /// A decision for each change of names.
+    Dir,
 }
 
 /// All decisions of one power loss.
@@ -35,34 +46,44 @@ struct Decision {
 pub(super) struct PowerLoss {
     state: State,
     decisions: Vec<Decision>,
+    subjects: Vec<Subject>,
+}
+
+impl Decision {
+    /// One whose outcomes all differ.
+    fn of(changes: Vec<u64>) -> Self {
+        let alike = (0..=changes.len()).collect();
+        Self { changes, alike }
+    }
 }
 
 impl PowerLoss {
     /// `state` must have no operation in flight any more.
     pub(super) fn of(state: State) -> Self {
-        let mut decisions = Vec::new();
+        let (mut decisions, mut subjects) = (Vec::new(), Vec::new());
         for (inode, node) in state.nodes() {
-            match node {
+            let first = decisions.len();
+            let kind = match node {
+                Node::File(file) if file.is_synced() => continue,
+                Node::Dir(dir) if dir.unsynced().is_empty() => continue,
                 Node::File(file) => {
+                    let mut sectors = Vec::new();
                     for (sector, versions) in file.unsynced_sectors() {
                         let changes = versions.iter().map(|u| u.seq).collect();
-                        decisions
-                            .push(Decision { subject: Subject::Sector { file: inode, sector }, changes });
+                        decisions.push(Decision { changes, alike: file.alike(sector, versions) });
+                        sectors.push(sector);
                     }
-                    let changes: Vec<u64> = file.unsynced_sizes().iter().map(|u| u.seq).collect();
-                    if !changes.is_empty() {
-                        decisions.push(Decision { subject: Subject::Size { file: inode }, changes });
-                    }
+                    decisions.push(Decision::of(file.unsynced_sizes().iter().map(|u| u.seq).collect()));
+                    SubjectKind::File(sectors)
                 }
                 Node::Dir(dir) => {
-                    for (index, change) in dir.unsynced().iter().enumerate() {
-                        let subject = Subject::Name { dir: inode, index };
-                        decisions.push(Decision { subject, changes: vec![change.seq] });
-                    }
+                    decisions.extend(dir.unsynced().iter().map(|change| Decision::of(vec![change.seq])));
+                    SubjectKind::Dir
                 }
-            }
+            };
+            subjects.push(Subject { inode, first, kind });
         }
-        Self { state, decisions }
+        Self { state, decisions, subjects }
     }
 
     /// Combinations of choices, if there are at most `max`.
@@ -105,7 +126,16 @@ impl PowerLoss {
             4 => all(&mut |decision| if is_odd_one() { last(decision) } else { 0 }),
             _ => {
                 let kept = [0.1, 0.5, 0.9][rng.index(3)];
-                all(&mut |decision| if rng.chance(kept) { 1 + rng.index(last(decision)) } else { 0 })
+                all(&mut |decision| match last(decision) {
+                    0 => 0,
+                    last => {
+                        if rng.chance(kept) {
+                            1 + rng.index(last)
+                        } else {
+                            0
+                        }
+                    }
+                })
             }
         }
     }
@@ -113,59 +143,42 @@ impl PowerLoss {
     /// The state after the power loss, with a number that two of these results share if nothing tells them apart.
     pub(super) fn settle(&self, choices: &[usize]) -> (State, u64) {
         let mut state = self.state.clone();
-        let mut touched = BTreeSet::new();
-        let mut names: Vec<(Inode, Vec<bool>)> = Vec::new();
-        for (decision, choice) in self.decisions.iter().zip(choices) {
-            match decision.subject {
-                Subject::Sector { file, sector } => {
-                    state.file_mut(file).settle_sector(sector, *choice);
-                    touched.insert(file);
+        for Subject { inode, first, kind } in &self.subjects {
+            match kind {
+                SubjectKind::File(sectors) => {
+                    let size = first + sectors.len();
+                    let file = state.file(*inode).after_power_loss(&choices[*first..size], choices[size]);
+                    state.replace_file(*inode, file);
                 }
-                Subject::Size { file } => {
-                    state.file_mut(file).settle_size(*choice);
-                    touched.insert(file);
-                }
-                Subject::Name { dir, index } => {
-                    if index == 0 {
-                        names.push((dir, Vec::new()));
-                    }
-                    let (_, survivors) =
-                        names.last_mut().expect("the first change of a directory comes first");
-                    survivors.push(*choice > 0);
-                }
+                SubjectKind::Dir => state.dir_mut(*inode).settle(|index| choices[first + index] > 0),
             }
         }
-        for file in &touched {
-            state.file_mut(*file).settled();
-        }
-        for (dir, survivors) in &names {
-            state.dir_mut(*dir).settle(|index| survivors[index]);
-        }
         state.forget_unreachable(std::iter::empty());
-        let identity = self.identity(&state);
+        let identity = self.identity(choices, &state);
         (state, identity)
     }
 
-    /// A hash over what the decisions left, of files that still have a name. What no decision touches is the same
-    /// in every outcome.
-    fn identity(&self, settled: &State) -> u64 {
+    /// A hash over names, and over what the decisions left of files that have one. What no decision touches is the
+    /// same in every outcome.
+    fn identity(&self, choices: &[usize], settled: &State) -> u64 {
         let mut digest = Digest::new();
         let reachable: BTreeSet<Inode> = settled.nodes().map(|(inode, _)| inode).collect();
-        for inode in &reachable {
+        for Subject { inode, first, kind } in self.subjects.iter().filter(|s| reachable.contains(&s.inode)) {
             digest.number(*inode);
-            if let Some(dir) = settled.dir(*inode) {
-                dir.digest(&mut digest);
-            }
-        }
-        for decision in &self.decisions {
-            match decision.subject {
-                Subject::Sector { file, sector } if reachable.contains(&file) => {
-                    digest.bytes(settled.file(file).durable_sector(sector));
+            match kind {
+                SubjectKind::File(sectors) => {
+                    let size = settled.file(*inode).durable_size();
+                    digest.number(size);
+                    for (index, sector) in sectors.iter().enumerate() {
+                        if sector * (SECTOR_BYTES as u64) < size {
+                            let index = first + index;
+                            digest.number(self.decisions[index].alike[choices[index]] as u64);
+                        }
+                    }
                 }
-                Subject::Size { file } if reachable.contains(&file) => {
-                    digest.number(settled.file(file).durable_size());
+                SubjectKind::Dir => {
+                    settled.dir(*inode).into_iter().for_each(|dir| dir.digest(&mut digest));
                 }
-                _ => {}
             }
         }
         digest.finish()

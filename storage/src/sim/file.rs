@@ -11,11 +11,11 @@ use bytes::{Bytes, BytesMut};
 use super::SECTOR_BYTES;
 use super::ranges::RangeSet;
 use super::rng::{Digest, Rng};
+use super::sectors::Sectors;
 use crate::BLOCK_BYTES;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 const BLOCK: u64 = BLOCK_BYTES as u64;
-static ZERO_SECTOR: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
 
 /// Unsynced contents remembered per sector. More would only multiply states that differ in which of many lost writes
 /// was lost last; the newest are kept.
@@ -57,8 +57,8 @@ impl<T: Clone> Unsynced<T> {
 /// Content, size and space of a file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FileData {
-    /// Synced sectors that are not all zero.
-    durable: BTreeMap<u64, Bytes>,
+    /// Synced content.
+    durable: Sectors,
     /// Contents since, oldest first; no list is empty.
     unsynced: BTreeMap<u64, Vec<Unsynced<Bytes>>>,
     size_durable: u64,
@@ -146,7 +146,7 @@ impl FileData {
         let Self { durable, unsynced, .. } = self;
         unsynced.retain(|sector, list| {
             if let Some(content) = Unsynced::promote(list, upto) {
-                set_sector(durable, *sector, content);
+                durable.set(*sector, content);
             }
             !list.is_empty()
         });
@@ -167,6 +167,12 @@ impl FileData {
         Unsynced::fail(&mut self.size_unsynced, upto, false);
     }
 
+    /// Whether a power loss would leave it as it is.
+    pub(super) fn is_synced(&self) -> bool {
+        let content = self.unsynced.is_empty() && self.size_unsynced.is_empty();
+        content && self.allocated == self.allocated_durable
+    }
+
     /// Sectors with more than one possible content, with what they may hold beside the synced one.
     pub(super) fn unsynced_sectors(&self) -> impl Iterator<Item = (u64, &[Unsynced<Bytes>])> {
         self.unsynced.iter().map(|(sector, list)| (*sector, list.as_slice()))
@@ -177,50 +183,45 @@ impl FileData {
         &self.size_unsynced
     }
 
-    /// The synced content of a sector.
-    pub(super) fn durable_sector(&self, sector: u64) -> &[u8] {
-        self.durable.get(&sector).map_or(&ZERO_SECTOR[..], |content| &content[..])
-    }
-
     /// The synced size, bytes.
     pub(super) fn durable_size(&self) -> u64 {
         self.size_durable
     }
 
-    /// Power loss, one sector: the synced content stays (0) or the `choice`th unsynced one does.
-    pub(super) fn settle_sector(&mut self, sector: u64, choice: usize) {
-        if choice > 0 {
-            let content = self.unsynced[&sector][choice - 1].value.clone();
-            set_sector(&mut self.durable, sector, content);
-        }
+    /// Which contents of an unsynced sector are the same: for each choice, the first that is like it. Choice 0 is the
+    /// synced content, the others are the unsynced ones.
+    pub(super) fn alike(&self, sector: u64, versions: &[Unsynced<Bytes>]) -> Vec<usize> {
+        let content = |choice: usize| match choice {
+            0 => self.durable.get(sector),
+            _ => &versions[choice - 1].value[..],
+        };
+        let first_like =
+            |choice| (0..choice).find(|earlier| content(*earlier) == content(choice)).unwrap_or(choice);
+        (0..=versions.len()).map(first_like).collect()
     }
 
-    /// Power loss, the size; numbered like the contents of a sector.
-    pub(super) fn settle_size(&mut self, choice: usize) {
-        if choice > 0 {
-            self.size_durable = self.size_unsynced[choice - 1].value;
+    /// The file after a power loss, by a choice for each unsynced sector in order, and one for the size. Reservations
+    /// that no sync covered are lost.
+    pub(super) fn after_power_loss(&self, sector_choices: &[usize], size_choice: usize) -> Self {
+        let size =
+            if size_choice == 0 { self.size_durable } else { self.size_unsynced[size_choice - 1].value };
+        let mut durable = self.durable.clone();
+        let mut allocated = self.allocated_durable.clone();
+        for ((sector, versions), choice) in self.unsynced.iter().zip(sector_choices) {
+            if *choice > 0 && sector * SECTOR < size {
+                durable.set(*sector, versions[choice - 1].value.clone());
+                let block = sector * SECTOR / BLOCK;
+                allocated.insert(block..block + 1);
+            }
         }
-    }
-
-    /// Power loss, after the choices: what is durable is all there is. Reservations that no sync covered are lost.
-    pub(super) fn settled(&mut self) {
-        self.unsynced.clear();
-        self.size_unsynced.clear();
-        let size = self.size_durable;
-        drop(self.durable.split_off(&size.div_ceil(SECTOR)));
-        if !size.is_multiple_of(SECTOR)
-            && let Some(last) = self.durable.get_mut(&(size / SECTOR))
-        {
-            let mut content = last.to_vec();
+        durable.truncate(size.div_ceil(SECTOR));
+        if !size.is_multiple_of(SECTOR) {
+            let mut content = durable.get(size / SECTOR).to_vec();
             content[to_usize(size % SECTOR)..].fill(0);
-            *last = content.into();
+            durable.set(size / SECTOR, content.into());
         }
-        self.allocated = self.allocated_durable.clone();
-        for sector in self.durable.keys() {
-            let block = sector * SECTOR / BLOCK;
-            self.allocated.insert(block..block + 1);
-        }
-        self.allocated_durable = self.allocated.clone();
+        let allocated_durable = allocated.clone();
+        Self { durable, size_durable: size, allocated, allocated_durable, ..Self::default() }
     }
 
     /// Changes bytes in every content that a sector may have, behind all rules.
@@ -236,8 +237,7 @@ impl FileData {
                 content[to_usize(from - start)..to_usize(to - start)].copy_from_slice(piece);
                 Bytes::from(content)
             };
-            let durable = changed(self.durable_sector(sector));
-            set_sector(&mut self.durable, sector, durable);
+            self.durable.set(sector, changed(self.durable.get(sector)));
             for version in self.unsynced.get_mut(&sector).into_iter().flatten() {
                 version.value = changed(&version.value);
             }
@@ -252,10 +252,7 @@ impl FileData {
         for size in &self.size_unsynced {
             digest.number(size.value);
         }
-        for (sector, content) in &self.durable {
-            digest.number(*sector);
-            digest.bytes(content);
-        }
+        self.durable.digest(digest);
         for (sector, list) in &self.unsynced {
             digest.number(*sector);
             list.iter().for_each(|u| digest.bytes(&u.value));
@@ -266,7 +263,7 @@ impl FileData {
     fn sector(&self, sector: u64) -> &[u8] {
         match self.unsynced.get(&sector).and_then(|list| list.last()) {
             Some(newest) => &newest.value,
-            None => self.durable_sector(sector),
+            None => self.durable.get(sector),
         }
     }
 
@@ -289,9 +286,8 @@ impl FileData {
             return;
         }
         let touched = from / SECTOR..to.div_ceil(SECTOR);
-        let held = self.durable.range(touched.clone()).map(|(sector, _)| *sector);
-        let mut sectors: Vec<u64> =
-            held.chain(self.unsynced.range(touched).map(|(sector, _)| *sector)).collect();
+        let mut sectors = self.durable.within(touched.clone());
+        sectors.extend(self.unsynced.range(touched).map(|(sector, _)| *sector));
         sectors.sort_unstable();
         sectors.dedup();
         for sector in sectors {
@@ -308,14 +304,6 @@ impl FileData {
 pub(super) fn assert_aligned(offset: u64, len: usize) {
     assert!(offset.is_multiple_of(BLOCK), "write at {offset} is not aligned to a block");
     assert!(len.is_multiple_of(BLOCK_BYTES), "write of {len} bytes is not whole blocks");
-}
-
-fn set_sector(sectors: &mut BTreeMap<u64, Bytes>, sector: u64, content: Bytes) {
-    if content[..] == ZERO_SECTOR {
-        sectors.remove(&sector);
-    } else {
-        sectors.insert(sector, content);
-    }
 }
 
 fn to_usize(n: u64) -> usize {

@@ -53,6 +53,7 @@ mod file;
 mod operation;
 mod ranges;
 mod rng;
+mod sectors;
 mod state;
 mod storage;
 #[cfg(test)]

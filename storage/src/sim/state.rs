@@ -81,6 +81,10 @@ impl State {
         }
     }
 
+    pub(super) fn replace_file(&mut self, inode: Inode, file: FileData) {
+        self.nodes.insert(inode, Rc::new(Node::File(file)));
+    }
+
     /// What a path stands for.
     pub(super) fn lookup(&self, path: &str) -> Result<Inode> {
         let mut inode = ROOT;
