@@ -268,6 +268,7 @@ mod tests {
             assert!(cache.bytes() <= limit);
         }
         let taken = resident().saturating_sub(before);
+        println!("{} MiB resident for a bound of {} MiB", taken >> 20, limit >> 20);
         assert!(taken < limit + (8 << 20), "{taken} bytes resident for a limit of {limit}");
     }
 
