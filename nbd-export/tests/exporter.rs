@@ -1,0 +1,213 @@
+//! The exporter with a real server behind it: names, attachments, failover, reports.
+
+#[path = "support/cluster.rs"]
+mod cluster;
+mod support;
+
+use cluster::Cluster;
+use csnap_nbd_export::core::wire::{command as cmd, option, option_reply};
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Source};
+use csnap_proto::{ChunkSize, Name, RequestToken, Target};
+use support::client::{Client, go_bytes, option_bytes};
+use support::wait_until;
+
+const MIB: usize = 1 << 20;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+fn create(cluster: &Cluster, volume: &str) {
+    cluster.operate(OperatorRequest::VolumeCreate {
+        name: name(volume),
+        size_bytes: 16 * MIB as u64,
+        chunk: ChunkSize::MIN,
+        source: Source::Empty,
+    });
+}
+
+fn snapshot(cluster: &Cluster, target: &str, token: u8) {
+    let target: Target = target.parse().expect("a target");
+    cluster.operate(OperatorRequest::SnapshotCreate { target, token: RequestToken([token; 16]) });
+}
+
+/// Sessions that have `volume` or a snapshot of it open, as the server knows.
+fn attached(cluster: &Cluster, volume: &str) -> usize {
+    match cluster.operate(OperatorRequest::VolumeShow { name: name(volume) }) {
+        OperatorReply::Volume(info) => info.attached.len(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn write(client: &mut Client, offset: u64, data: &[u8]) {
+    client.request(cmd::WRITE, 0, 1, offset, u32::try_from(data.len()).expect("short"), data);
+    assert_eq!(client.reply().expect("an answer").errno, 0);
+}
+
+fn read(client: &mut Client, offset: u64, len: u32) -> Vec<u8> {
+    client.request(cmd::READ, 0, 2, offset, len, b"");
+    let reply = client.reply().expect("an answer");
+    assert_eq!((reply.errno, reply.message.as_str()), (0, ""));
+    reply.bytes()
+}
+
+fn flush(client: &mut Client) {
+    client.request(cmd::FLUSH, 0, 3, 0, 0, b"");
+    assert_eq!(client.reply().expect("an answer").errno, 0);
+}
+
+/// The answer to a GO for `export`.
+fn go(socket: &std::path::Path, export: &str) -> (u32, String) {
+    let mut client = Client::connect(socket);
+    client.send(&[&3u32.to_be_bytes()[..], &go_bytes(export)].concat());
+    let (_, kind, text) = client.option_reply();
+    (kind, String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn volumes_and_snapshots_have_names() {
+    let cluster = Cluster::start();
+    let (_exporter, socket) = cluster.start_exporter("n1");
+    assert_eq!(go(&socket, ""), (option_reply::ERR_UNKNOWN, "there is no volume yet".to_owned()));
+    create(&cluster, "other");
+    assert_eq!(go(&socket, "").0, option_reply::INFO, "the only volume");
+    create(&cluster, "third");
+    let (kind, text) = go(&socket, "");
+    assert!(kind == option_reply::ERR_UNKNOWN && text.contains("name one"), "{text}");
+    create(&cluster, "demo");
+    snapshot(&cluster, "demo@a", 1);
+    for (export, kind) in [
+        ("", option_reply::INFO),
+        ("demo@a", option_reply::INFO),
+        ("none", option_reply::ERR_UNKNOWN),
+        ("demo@none", option_reply::ERR_UNKNOWN),
+        ("../etc", option_reply::ERR_UNKNOWN),
+    ] {
+        assert_eq!(go(&socket, export).0, kind, "{export:?}");
+    }
+    let mut client = Client::connect(&socket);
+    client.send(&[&3u32.to_be_bytes()[..], &option_bytes(option::LIST, b"")].concat());
+    let mut names = Vec::new();
+    loop {
+        let (_, kind, data) = client.option_reply();
+        if kind == option_reply::ACK {
+            break;
+        }
+        let len = u32::from_be_bytes(data[..4].try_into().expect("four bytes")) as usize;
+        names.push(String::from_utf8_lossy(&data[4..4 + len]).into_owned());
+    }
+    assert_eq!(names, ["demo", "demo@a", "other", "third"]);
+}
+
+#[test]
+fn a_snapshot_keeps_what_the_head_overwrites() {
+    let cluster = Cluster::start();
+    create(&cluster, "demo");
+    let (_exporter, socket) = cluster.start_exporter("n1");
+    let mut head = Client::attach(&socket, "demo", true);
+    write(&mut head, 4096, &[1; 3 * MIB]);
+    snapshot(&cluster, "demo@a", 1);
+    let mut frozen = Client::attach(&socket, "demo@a", true);
+    assert!(read(&mut frozen, 4096, 3 << 20) == [1; 3 * MIB]);
+    write(&mut head, 0, &[2; MIB]);
+    flush(&mut head);
+    assert!(read(&mut head, 0, 1 << 20) == [2; MIB]);
+    assert_eq!(read(&mut frozen, 0, 4096), [0; 4096]);
+    assert!(read(&mut frozen, 4096, 3 << 20) == [1; 3 * MIB]);
+    frozen.request(cmd::WRITE, 0, 4, 0, 512, &[3; 512]);
+    assert_eq!(frozen.reply().expect("an answer").errno, 1, "read-only");
+    head.request(cmd::WRITE_ZEROES, 0, 5, 4096, 1 << 20, b"");
+    assert_eq!(head.reply().expect("an answer").errno, 0);
+    head.request(cmd::TRIM, 0, 6, 2 << 20, 1 << 20, b"");
+    assert_eq!(head.reply().expect("an answer").errno, 0);
+    assert!(read(&mut head, 4096, 1 << 20) == [0; MIB]);
+    assert!(read(&mut frozen, 4096, 3 << 20) == [1; 3 * MIB]);
+}
+
+#[test]
+fn one_exporter_has_a_volume_until_its_last_connection_ends() {
+    let cluster = Cluster::start();
+    create(&cluster, "demo");
+    let (_one, first) = cluster.start_exporter("n1");
+    let (_two, second) = cluster.start_exporter("n2");
+    let mut info = Client::connect(&first);
+    info.send(&[&3u32.to_be_bytes()[..], &option_bytes(option::INFO, b"\0\0\0\x04demo\0\0")].concat());
+    assert_eq!(info.option_reply().1, option_reply::INFO);
+    assert_eq!(attached(&cluster, "demo"), 0, "INFO attaches nothing");
+
+    let mut a = Client::attach(&first, "demo", true);
+    let mut b = Client::attach(&first, "demo", false);
+    assert_eq!(attached(&cluster, "demo"), 1, "connections share an attachment");
+    let (kind, text) = go(&second, "demo");
+    assert_eq!(kind, option_reply::ERR_POLICY);
+    assert!(text.contains("n1"), "the holder is named: {text}");
+    write(&mut a, 0, &[5; 4096]);
+    assert_eq!(read(&mut b, 0, 4096), [5; 4096]);
+    drop(a);
+    flush(&mut b);
+    assert_eq!(attached(&cluster, "demo"), 1);
+    drop(b);
+    wait_until("it is given back", || attached(&cluster, "demo") == 0);
+    let mut other = Client::attach(&second, "demo", true);
+    assert_eq!(read(&mut other, 0, 4096), [5; 4096]);
+}
+
+#[test]
+fn connections_outlive_servers_and_requests_wait() {
+    let mut cluster = Cluster::start();
+    create(&cluster, "demo");
+    snapshot(&cluster, "demo@a", 1);
+    let (_exporter, socket) = cluster.start_exporter("n1");
+    let mut head = Client::attach(&socket, "demo", true);
+    let mut frozen = Client::attach(&socket, "demo@a", true);
+    for round in 2..5u8 {
+        write(&mut head, 0, &[1; 4096]);
+        cluster.kill_server();
+        // What is known needs no server; a first write after a snapshot, and a snapshot read, wait for one.
+        write(&mut head, 0, &[round; 4096]);
+        let place = u64::from(round) * MIB as u64;
+        head.request(cmd::WRITE, 0, 1, place, 4096, &[round; 4096]);
+        frozen.request(cmd::READ, 0, 1, place, 4096, b"");
+        assert_eq!(read(&mut head, 0, 4096), vec![round; 4096], "a request that waits holds up no other");
+        let mut late = Client::attach(&socket, "demo", true);
+        assert_eq!(
+            read(&mut late, 0, 4096),
+            vec![round; 4096],
+            "what is attached can be joined without a server"
+        );
+        cluster.start_server();
+        assert_eq!(head.reply().expect("an answer").errno, 0);
+        assert_eq!(frozen.reply().expect("an answer").bytes(), [0; 4096]);
+        snapshot(&cluster, &format!("demo@s{round}"), round);
+    }
+}
+
+#[test]
+fn the_agent_is_told_what_is_attached_and_may_be_replaced() {
+    let cluster = Cluster::start();
+    create(&cluster, "demo");
+    let (_exporter, socket) = cluster.start_exporter("n1");
+    let told = |connections: &[u32]| {
+        wait_until("the report is right", || {
+            cluster.reports().iter().map(|report| report.connections).collect::<Vec<_>>() == connections
+        });
+    };
+    let mut a = Client::attach(&socket, "demo", true);
+    told(&[1]);
+    let b = Client::attach(&socket, "demo", true);
+    told(&[2]);
+    snapshot(&cluster, "demo@a", 1);
+    write(&mut a, 0, &[1; 4096]);
+    let asked = |message: &str| cluster.reports()[0].messages.get(message).copied().unwrap_or(0);
+    cluster.ask_for_reports();
+    wait_until("counts are reported", || asked("QueryWrite") == 1 && asked("WriteOk") == 1);
+    write(&mut a, 0, &[2; 4096]);
+    cluster.forget_exporters();
+    told(&[2]);
+    assert_eq!(asked("QueryWrite"), 1, "a rewrite asks nothing");
+    assert_eq!(read(&mut a, 0, 4096), [2; 4096], "the connections did not notice");
+    drop(b);
+    told(&[1]);
+    drop(a);
+    told(&[]);
+}
