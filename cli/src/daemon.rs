@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use csnap_agent::NodeConfig;
 use csnap_agent::shell::Programs;
+use csnap_lockd::shell::LockdConfig;
 use csnap_nbd_export::ExportConfig;
 use csnap_server::shell::ServerConfig;
 use csnap_storage::posix::Backend;
@@ -49,8 +50,10 @@ pub(crate) fn server(daemon: &Daemon) -> anyhow::Result<()> {
 }
 
 /// `csnap lockd`
-pub(crate) fn lockd(_daemon: &Daemon) -> anyhow::Result<()> {
-    anyhow::bail!("lockd: not yet; this version cannot do it")
+pub(crate) fn lockd(daemon: &Daemon) -> anyhow::Result<()> {
+    let text = read(daemon)?;
+    let config = LockdConfig::parse(&text, &daemon.config)?;
+    block_on(async { csnap_lockd::shell::run(config, shutdown()?).await })
 }
 
 /// `csnap export`
@@ -74,17 +77,14 @@ pub(crate) fn export(daemon: &Daemon) -> anyhow::Result<()> {
     result
 }
 
-/// The configuration of a lockd that `up` runs.
-pub(crate) fn lockd_config(name: &str, listen: std::net::SocketAddr, dir: &Path) -> anyhow::Result<String> {
-    Ok(format!("node = {name:?}\nlisten = \"{listen}\"\ndata = {:?}\n", dir.join("data")))
-}
-
 /// What every daemon of a node does first, while it has one thread.
 fn begin(daemon: &Daemon) -> anyhow::Result<NodeConfig> {
+    Ok(NodeConfig::parse(&read(daemon)?, &daemon.config)?)
+}
+
+fn read(daemon: &Daemon) -> anyhow::Result<String> {
     start(daemon)?;
-    let text =
-        std::fs::read_to_string(&daemon.config).with_context(|| daemon.config.display().to_string())?;
-    Ok(NodeConfig::parse(&text, &daemon.config)?)
+    std::fs::read_to_string(&daemon.config).with_context(|| daemon.config.display().to_string())
 }
 
 /// Ties the process to its supervisor, and logs to stderr.

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use csnap_agent::NodeConfig;
+use csnap_lockd::shell::LockdConfig;
 use csnap_proto::{Name, PoolId, Target};
 use csnap_server::term::{PoolError, PoolToml, create_pool, open_pool};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
@@ -41,6 +42,8 @@ const PORT_AGAIN: Duration = Duration::from_millis(100);
 /// One lockd.
 pub(super) struct LockdDir {
     pub(super) name: String,
+    /// Node that it counts as running on.
+    node: Name,
     pub(super) dir: PathBuf,
 }
 
@@ -79,7 +82,8 @@ impl Layout {
         let mut remembered = read_remembered(&dir.join("up.toml"))?;
         let nbd = free_address(up.nbd).await?;
         // One lockd until it is replicated.
-        let lockds = vec![LockdDir { name: "lockd1".to_owned(), dir: dir.join("lockd1") }];
+        let lockds =
+            vec![LockdDir { name: "lockd1".to_owned(), node: node_name(1), dir: dir.join("lockd1") }];
         remembered.lockd_ports = free_ports(&remembered.lockd_ports, lockds.len())?;
         let mut layout = Self { dir, lockds, nodes: Vec::new(), remembered, _lock: lock };
         layout.write_lockds()?;
@@ -99,15 +103,17 @@ impl Layout {
     fn write_lockds(&self) -> anyhow::Result<()> {
         for (lockd, address) in self.lockds.iter().zip(self.lockd_addresses()) {
             make_dir(&lockd.dir)?;
-            let config = crate::daemon::lockd_config(&lockd.name, address, &lockd.dir)?;
-            write(&lockd.dir.join("lockd.toml"), &config)?;
+            let config =
+                LockdConfig { node: lockd.node.clone(), dir: lockd.dir.join("data"), listen: vec![address] };
+            let text = toml::to_string(&config).context("a configuration has a text")?;
+            write(&lockd.dir.join("lockd.toml"), &text)?;
         }
         Ok(())
     }
 
     /// A node's configuration: what stands there is kept but for what must fit the rest.
     fn prepare_node(&self, number: u32, nbd_tcp: Option<SocketAddr>) -> anyhow::Result<NodeDir> {
-        let node = Name::new(format!("n{number}")).expect("a letter and a number are a name");
+        let node = node_name(number);
         let dir = self.dir.join(node.as_str());
         make_dir(&dir)?;
         let path = dir.join("agent.toml");
@@ -159,6 +165,10 @@ impl Layout {
         }
         text
     }
+}
+
+fn node_name(number: u32) -> Name {
+    Name::new(format!("n{number}")).expect("a letter and a number are a name")
 }
 
 /// Takes the directory for this process, until it ends.
