@@ -231,8 +231,8 @@ impl LockClient {
         self.on_time(now, out);
     }
 
-    /// Asks for a lock operation; the answer comes as [`ClientEvent::Answer`] with this ticket. `None`: too many
-    /// operations wait already, and this one was not taken.
+    /// Asks for a lock operation; the answer comes as [`ClientEvent::Answer`] with this ticket, unless the session ends
+    /// first. `None`: too many operations wait already, and this one was not taken.
     pub fn operate(&mut self, now: Time, op: LockOp, out: &mut Vec<ClientOutput>) -> Option<Ticket> {
         if let LockOp::SetInfo { info } = &op {
             self.set_info(info.clone());

@@ -107,11 +107,9 @@ impl Chaos {
     fn look(&mut self, peer: usize) {
         for event in self.world.events(peer) {
             match event {
-                ClientEvent::Opened { locks, .. } => {
-                    // Only what this life does not know yet: those it let go may be held until lockd hears of it.
-                    if self.owners[peer].asked.is_empty() {
-                        self.owners[peer].held = locks.into_iter().map(|view| (view.lock, view)).collect();
-                    }
+                // Only a life that asked for nothing yet learns from this what it holds.
+                ClientEvent::Opened { locks, .. } if self.owners[peer].asked.is_empty() => {
+                    self.owners[peer].held = locks.into_iter().map(|view| (view.lock, view)).collect();
                 }
                 ClientEvent::Answer { ticket, reply, .. } => {
                     assert_eq!(
