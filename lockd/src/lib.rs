@@ -1,4 +1,18 @@
 //! Distributed lock manager: sessions, six modes, value blocks, watches, terms.
+//!
+//! It knows nothing of storage or servers; csnap's agents give its locks their meaning. One replica for now: the lock
+//! table is a state machine that a log replays, so that more replicas only need a replicated log.
+//!
+//! - [`core`]: what is decided, pure;
+//! - [`store`]: the durable log, as procedures over any storage;
+//! - [`shell`]: the daemon (feature `shell`);
+//! - [`client`]: the other half of the conversation, for agents.
 
 pub mod client;
 pub mod core;
+#[cfg(feature = "shell")]
+pub mod shell;
+pub mod store;
+
+#[cfg(feature = "shell")]
+pub use shell::{LockdConfig, run};

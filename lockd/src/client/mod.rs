@@ -34,6 +34,8 @@
 
 mod core;
 mod pending;
+#[cfg(feature = "shell")]
+pub mod shell;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
 pub use self::pending::{PENDING_MAX, Ticket};

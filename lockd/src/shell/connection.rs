@@ -1,0 +1,174 @@
+//! One connection: bytes to frames, frames to bytes.
+//!
+//! What a peer can make us hold is bounded: a request of [`REQUEST_BYTES_MAX`], answers up to [`BACKLOG_BYTES_MAX`]. A
+//! peer that does not read its answers is not read from either, and in the end cut off.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use csnap_proto::Frame;
+use csnap_proto::frame::{FrameDecoder, HEADER_BYTES, encode};
+use csnap_proto::limits::FRAME_BYTES_MAX;
+use csnap_proto::message::lock::{FromLockd, ToLockd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::{Event, Events, socket};
+use crate::core::ConnectionId;
+
+/// Longest request, bytes: an Open with the longest description and names has half of it.
+const REQUEST_BYTES_MAX: usize = 8 << 10;
+
+/// Unsent answers beyond which the peer is not read from, bytes.
+const BACKLOG_BYTES_PATIENT: usize = 64 << 10;
+
+/// Unsent answers beyond which the peer is cut off, bytes: a list of all locks, of all members, and every kept event.
+const BACKLOG_BYTES_MAX: usize = 4 * FRAME_BYTES_MAX;
+
+/// How long a closed connection may take to get its last answer.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+/// Dropping it closes the socket after what was queued is sent.
+pub(super) struct Connection {
+    peer: SocketAddr,
+    outgoing: Rc<Outgoing>,
+    reader: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Outgoing {
+    bytes: RefCell<BytesMut>,
+    /// There are bytes, or the end was reached.
+    filled: Notify,
+    /// Bytes were taken.
+    drained: Notify,
+    ending: Cell<bool>,
+    overflown: Cell<bool>,
+}
+
+impl Connection {
+    /// Starts reading and writing.
+    pub(super) fn start(
+        id: ConnectionId,
+        stream: TcpStream,
+        peer: SocketAddr,
+        events: Events,
+    ) -> io::Result<Self> {
+        socket::tune(&stream)?;
+        let (read, write) = stream.into_split();
+        let outgoing = Rc::new(Outgoing::default());
+        tokio::task::spawn_local(send_all(write, Rc::clone(&outgoing)));
+        let reader = tokio::task::spawn_local(receive_all(id, read, Rc::clone(&outgoing), events));
+        Ok(Self { peer, outgoing, reader })
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Queues a frame.
+    pub(super) fn send(&self, frame: &Frame<FromLockd>) {
+        let mut bytes = self.outgoing.bytes.borrow_mut();
+        if bytes.len() > BACKLOG_BYTES_MAX {
+            self.outgoing.overflown.set(true);
+            self.outgoing.drained.notify_one();
+        } else {
+            encode(frame, &mut bytes);
+        }
+        self.outgoing.filled.notify_one();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reader.abort();
+        self.outgoing.ending.set(true);
+        self.outgoing.filled.notify_one();
+    }
+}
+
+/// Sends what gathers, until it is over; the reader notices a peer that is gone.
+async fn send_all(mut socket: OwnedWriteHalf, outgoing: Rc<Outgoing>) {
+    loop {
+        let mut bytes = outgoing.bytes.take();
+        outgoing.drained.notify_one();
+        if bytes.is_empty() {
+            if outgoing.ending.get() {
+                return;
+            }
+            outgoing.filled.notified().await;
+            continue;
+        }
+        let sent = tokio::select! {
+            sent = socket.write_all_buf(&mut bytes) => sent.is_ok(),
+            () = farewell(&outgoing) => false,
+        };
+        if !sent || outgoing.overflown.get() {
+            return;
+        }
+    }
+}
+
+/// Returns when the peer had long enough to take its last answers, or overflowed.
+async fn farewell(outgoing: &Outgoing) {
+    while !outgoing.ending.get() && !outgoing.overflown.get() {
+        outgoing.filled.notified().await;
+    }
+    if !outgoing.overflown.get() {
+        tokio::time::sleep(FAREWELL_MAX).await;
+    }
+}
+
+/// Reads requests until the peer ends, errs, or is cut off; then says so.
+async fn receive_all(id: ConnectionId, socket: OwnedReadHalf, outgoing: Rc<Outgoing>, events: Events) {
+    let why = receive(id, socket, &outgoing, &events).await.err();
+    let _ = events.send(Event::Closed(id, why)).await;
+}
+
+async fn receive(
+    id: ConnectionId,
+    mut socket: OwnedReadHalf,
+    outgoing: &Outgoing,
+    events: &Events,
+) -> Result<(), String> {
+    let mut decoder = FrameDecoder::default();
+    loop {
+        check_length(decoder.buffer())?;
+        while let Some(frame) = decoder.next::<ToLockd>().map_err(|error| error.to_string())? {
+            if events.send(Event::Received(id, frame)).await.is_err() {
+                return Ok(());
+            }
+            check_length(decoder.buffer())?;
+            while outgoing.bytes.borrow().len() > BACKLOG_BYTES_PATIENT && !outgoing.overflown.get() {
+                outgoing.drained.notified().await;
+            }
+            if outgoing.overflown.get() {
+                return Err("does not read its answers".into());
+            }
+        }
+        decoder.buffer().reserve(REQUEST_BYTES_MAX);
+        match socket.read_buf(decoder.buffer()).await {
+            Ok(0) if decoder.buffer().is_empty() => return Ok(()),
+            Ok(0) => return Err("ended within a frame".into()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Nothing is reserved for a frame longer than requests are.
+fn check_length(buffer: &[u8]) -> Result<(), String> {
+    let Some(length) = buffer.get(8..12) else { return Ok(()) };
+    let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
+    if length > REQUEST_BYTES_MAX - HEADER_BYTES {
+        return Err(format!("a request of {length} bytes; none is that long"));
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! The daemon as it is, on a real directory and real sockets, against real clients and garbage.
+
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use csnap_proto::limits::FRAME_BYTES_MAX;
+use csnap_proto::message::lock::{FromLockd, LockEvent, LockOp, LockReply, Mode, UnlockValue};
+use csnap_proto::{LockId, Name, RequestId, Secret, SessionId, Term, frame};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::client::shell::LockSession;
+use crate::client::{ClientConfig, ClientEvent, Identity, LockClient};
+
+/// A lockd on a thread of its own. Dropping it stops it where it stands.
+struct Running {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+fn config(dir: &Path) -> LockdConfig {
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    LockdConfig { node: Name::new("n1").expect("a name"), dir: dir.to_path_buf(), listen }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Starts one; returns when it listens, or with why it does not.
+async fn start(dir: &Path) -> anyhow::Result<Running> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (ended, mut end) = oneshot::channel();
+    let config = config(dir);
+    let path = dir.join(ADDRESS_FILE);
+    let written = |path: PathBuf| fs::metadata(path).and_then(|m| m.modified()).ok();
+    let before = written(path.clone());
+    let thread = std::thread::spawn(move || {
+        let result = runtime().block_on(run(config, async { drop(stopped.await) }));
+        let _ = ended.send(());
+        result
+    });
+    loop {
+        tokio::select! {
+            _ = &mut end => {
+                thread.join().expect("does not panic")?;
+                anyhow::bail!("ended before it served");
+            }
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+        if written(path.clone()) != before {
+            let address = fs::read_to_string(&path)?.trim().parse()?;
+            return Ok(Running { address, stop: Some(stop), thread: Some(thread) });
+        }
+    }
+}
+
+impl Running {
+    fn stop(mut self) {
+        drop(self.stop.take());
+        let thread = self.thread.take().expect("runs");
+        thread.join().expect("does not panic").expect("ends well");
+    }
+}
+
+fn client(n: u8) -> LockClient {
+    let identity = Identity { session: SessionId([n; 16]), secret: Secret([n; 16]) };
+    let config = ClientConfig { node: Name::new("n1").expect("a name"), lease_ms: 30_000, renew_ms: 100 };
+    LockClient::new(config, identity, vec![n])
+}
+
+fn lock(mode: Mode) -> LockOp {
+    LockOp::Lock { resource: "csnap/server".into(), mode, no_queue: false }
+}
+
+fn granted_term(reply: &LockReply) -> Term {
+    match reply {
+        LockReply::Granted { lock, .. } => lock.term,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_restart_forgets_nothing_and_grants_nothing_twice() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lockd = start(dir.path()).await.expect("starts");
+        let address = lockd.address;
+        let (a, _a_events) = LockSession::spawn(client(1), vec![address]);
+        let (b, mut b_events) = LockSession::spawn(client(2), vec![address]);
+        assert_eq!(granted_term(&a.operate(lock(Mode::Pw)).await.expect("open")), Term(1));
+        let waiting = b.operate(lock(Mode::Pw)).await.expect("open");
+        assert!(matches!(waiting, LockReply::Queued { .. }), "{waiting:?}");
+        lockd.stop();
+        let lockd = start(dir.path()).await.expect("starts again");
+        assert_eq!(lockd.address, address, "its clients know it by its port");
+        let write = LockOp::Convert {
+            lock: LockId(1),
+            mode: Mode::Pw,
+            no_queue: true,
+            value: Some(b"here".to_vec()),
+        };
+        assert_eq!(granted_term(&a.operate(write).await.expect("resumed")), Term(1));
+        let unlock = LockOp::Unlock { lock: LockId(1), value: UnlockValue::Keep };
+        assert_eq!(a.operate(unlock).await, Ok(LockReply::Done));
+        let value = loop {
+            if let ClientEvent::Event(LockEvent::Granted { lock, value }) =
+                b_events.recv().await.expect("lives on")
+            {
+                assert_eq!(lock.term, Term(2));
+                break value;
+            }
+        };
+        assert_eq!((value.bytes.as_slice(), value.valid), (b"here".as_slice(), true));
+        lockd.stop();
+    });
+}
+
+#[test]
+fn a_directory_has_one_lockd() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lockd = start(dir.path()).await.expect("starts");
+        let error = start(dir.path()).await.err().expect("refused");
+        assert!(format!("{error:#}").contains("another lockd"), "{error:#}");
+        lockd.stop();
+        start(dir.path()).await.expect("free again").stop();
+    });
+}
+
+#[test]
+fn a_log_that_is_full_is_followed_by_the_next() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lockd = start(dir.path()).await.expect("starts");
+        let (a, _events) = LockSession::spawn(client(1), vec![lockd.address]);
+        a.operate(lock(Mode::Pw)).await.expect("open");
+        let writes = u32::try_from(LOG_BYTES / 4096).expect("small");
+        for n in 0..writes {
+            let value = Some(n.to_le_bytes().to_vec());
+            let op = LockOp::Convert { lock: LockId(1), mode: Mode::Pw, no_queue: true, value };
+            a.operate(op).await.expect("open");
+        }
+        assert!(dir.path().join("log-2").exists() && !dir.path().join("log-1").exists());
+        lockd.stop();
+        let lockd = start(dir.path()).await.expect("starts again");
+        let reply = a.operate(lock(Mode::Cr)).await.expect("resumed");
+        let LockReply::Granted { value, .. } = reply else { panic!("{reply:?}") };
+        assert_eq!(value.bytes, (writes - 1).to_le_bytes());
+        lockd.stop();
+    });
+}
+
+/// Sends bytes; returns when the daemon closed the connection, with what it had said.
+async fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    // The daemon may close before all is sent.
+    let _ = stream.write_all(bytes).await;
+    let mut said = Vec::new();
+    let _ = stream.read_to_end(&mut said).await;
+    said
+}
+
+#[test]
+fn garbage_is_closed_and_a_good_client_does_not_notice() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lockd = start(dir.path()).await.expect("starts");
+        let (good, mut events) = LockSession::spawn(client(1), vec![lockd.address]);
+        good.operate(lock(Mode::Ex)).await.expect("open");
+        let mut status = bytes::BytesMut::new();
+        let asks = Frame { id: RequestId(5), term: Term(0), message: ToLockd::Status };
+        frame::encode(&asks, &mut status);
+        let mut long = status.to_vec();
+        long[8..12].copy_from_slice(&u32::try_from(FRAME_BYTES_MAX / 2).expect("small").to_le_bytes());
+        let mut flipped = status.to_vec();
+        flipped[14] ^= 1;
+        for bytes in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 100_000], long, flipped, status[..40.min(status.len()) - 1].to_vec()] {
+            let mut bytes = bytes;
+            bytes.extend(std::iter::repeat_n(0xff, 64));
+            assert_eq!(say(lockd.address, &bytes).await, b"");
+        }
+        let mut stream = TcpStream::connect(lockd.address).await.expect("it listens");
+        stream.write_all(&status).await.expect("it reads");
+        let mut buffer = bytes::BytesMut::new();
+        let answer = loop {
+            stream.read_buf(&mut buffer).await.expect("it answers");
+            if let Some(frame) = frame::decode::<FromLockd>(&mut buffer).expect("a frame") {
+                break frame;
+            }
+        };
+        assert!(matches!(answer.message, FromLockd::Status(status) if status.members.len() == 1 && status.term == Term(1)));
+        good.operate(lock(Mode::Nl)).await.expect("open");
+        while let Ok(event) = events.try_recv() {
+            assert!(matches!(event, ClientEvent::Opened { .. }), "{event:?}");
+        }
+        lockd.stop();
+    });
+}
+
+#[test]
+fn a_damaged_directory_is_refused_in_one_line() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        start(dir.path()).await.expect("starts").stop();
+        fs::write(dir.path().join("snapshot"), b"not a snapshot").expect("writes");
+        let error = format!("{:#}", start(dir.path()).await.err().expect("refused"));
+        assert!(error.contains("damaged") && error.lines().count() == 1, "{error}");
+    });
+}
