@@ -166,9 +166,18 @@ impl Desk {
     /// A snapshot `v@<snapshot>`, with the writer draining at once.
     fn snapshot(&mut self, sequence: u64, snapshot: &str) {
         let id = self.say(ConnId(1), create_snapshot(sequence, snapshot));
-        self.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(sequence) });
+        self.drained(2, sequence);
         let answer = self.answer_to(id);
         assert!(matches!(answer, Some(FromServer::Operated(OperatorReply::Snapshot(_)))), "{answer:?}");
+    }
+
+    /// Answers the last Advice on a connection.
+    fn drained(&mut self, conn: u64, sequence: u64) {
+        let advice = |frame: &Frame<FromServer>| matches!(frame.message, FromServer::SnapshotAdvice { .. });
+        let asked = self.sent.iter().rev().find(|(to, frame)| *to == ConnId(conn) && advice(frame));
+        let id = asked.expect("an Advice").1.id;
+        let message = ToServer::SnapshotAdviceOk { advice: token(sequence) };
+        self.give(Input::Frame { conn: ConnId(conn), frame: Frame { id, term: Term(0), message } });
     }
 
     fn write(&mut self, first: u64, count: u64) -> FromServer {
@@ -335,9 +344,11 @@ fn a_create_records_only_after_the_writer_drained() {
     assert!(desk.to(2).iter().any(|m| matches!(m, FromServer::SnapshotAdvice { .. })));
     assert_eq!(desk.answer_to(id), None);
     assert!(!desk.journal.iter().any(|r| matches!(r, Record::SnapshotCreate { .. })));
-    desk.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(9) });
-    assert_eq!(desk.answer_to(id), None, "an answer to another Advice does not count");
+    desk.drained(2, 9);
+    assert_eq!(desk.answer_to(id), None, "an answer for another create does not count");
     desk.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(2) });
+    assert_eq!(desk.answer_to(id), None, "nor one to another Advice of this create");
+    desk.drained(2, 2);
     assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(OperatorReply::Snapshot(_)))));
     assert!(desk.to(2).iter().any(|m| matches!(m, FromServer::Resume { epoch, .. } if epoch.0 == 2)));
 }
@@ -351,7 +362,7 @@ fn a_writer_that_comes_back_is_drained_anew() {
     let welcome = desk.connect(4, 2, Attach::Writer(name("v")));
     assert!(matches!(welcome, FromServer::IdentifyOk(IdentifyOk { advice_follows: true, .. })));
     assert_eq!(desk.answer_to(id), None);
-    desk.say(ConnId(4), ToServer::SnapshotAdviceOk { advice: token(2) });
+    desk.drained(4, 2);
     assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(_))));
 }
 
@@ -367,8 +378,7 @@ fn a_writer_that_does_not_drain_fails_the_create_and_is_named_and_resumed() {
     assert_eq!(refusal.kind, RefusalKind::TimedOut);
     assert!(refusal.reason.contains("n1") && refusal.reason.contains("pid 2"), "{}", refusal.reason);
     assert!(desk.to(2).iter().any(|m| matches!(m, FromServer::Resume { epoch, .. } if epoch.0 == 1)));
-    let late = desk.say(ConnId(2), ToServer::SnapshotAdviceOk { advice: token(2) });
-    assert_eq!(desk.answer_to(late), None);
+    desk.drained(2, 2);
     assert!(!desk.journal.iter().any(|r| matches!(r, Record::SnapshotCreate { .. })), "late is too late");
 }
 
@@ -403,6 +413,39 @@ fn a_reaped_writer_gives_its_volume_up() {
     let mut desk = Desk::with_writer();
     desk.operate(1, 2, OperatorRequest::Reaped { instance: InstanceId([2; 16]) });
     assert!(matches!(desk.connect(3, 3, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)));
+}
+
+#[test]
+fn a_fenced_writer_that_comes_back_is_told_and_not_attached_anew() {
+    let mut desk = Desk::with_writer();
+    desk.operate(1, 2, OperatorRequest::Fence { session: SessionId([2; 16]) });
+    desk.give(Input::Accepted { conn: ConnId(8) });
+    let identify = Identify {
+        session: SessionId([2; 16]),
+        secret: Secret([2; 16]),
+        instance: InstanceId([2; 16]),
+        node: name("n1"),
+        pid: 2,
+        attach: Attach::Writer(name("v")),
+        cached_epoch: Some(csnap_proto::Epoch(1)),
+    };
+    let answer = desk.ask(ConnId(8), ToServer::Identify(identify));
+    assert_eq!(refused(&answer), Some(RefusalKind::NotFound));
+}
+
+#[test]
+fn requests_beyond_what_a_session_may_leave_unacknowledged_are_refused_and_harm_nobody() {
+    let mut desk = Desk::with_writer();
+    desk.held.gates = true;
+    for sequence in 2..200 {
+        let request = create_volume(&format!("v{sequence}"));
+        let lowest_unanswered = Sequence(2);
+        desk.say(ConnId(1), ToServer::Operate { sequence: Sequence(sequence), lowest_unanswered, request });
+    }
+    desk.release();
+    let refusals = desk.to(1).into_iter().filter(|m| refused(m) == Some(RefusalKind::Invalid)).count();
+    assert_eq!(refusals, 198 - 64);
+    desk.check();
 }
 
 #[test]

@@ -66,8 +66,12 @@ impl ServerCore {
                 self.pipeline.then(Output::Punch { extents });
             }
         }
-        let removable: Vec<VolumeId> =
-            self.state.removable_heads().filter(|v| !self.background.removing.contains(v)).collect();
+        let all_dead = self.state.older_terms().next().is_none();
+        let removable: Vec<VolumeId> = self
+            .state
+            .removable_heads()
+            .filter(|volume| all_dead && !self.background.removing.contains(volume))
+            .collect();
         for volume in removable {
             self.background.removing.insert(volume);
             if self.state.removable_origin(volume) == Some(&Origin::Pool) {
@@ -80,9 +84,10 @@ impl ServerCore {
 
     /// Batches of frees that no session may still read become free, once what says so is settled.
     fn free_confirmed(&mut self) {
-        let waiting = self.background.freeing.take_if(|(mark, _)| {
-            self.pipeline.is_settled(*mark) || self.config.broken.breaks(Canary::ReuseHeldSpace)
-        });
+        if self.config.broken.breaks(Canary::ReuseHeldSpace) {
+            self.forget_for_everybody();
+        }
+        let waiting = self.background.freeing.take_if(|(mark, _)| self.pipeline.is_settled(*mark));
         for batch in waiting.into_iter().flat_map(|(_, batches)| batches) {
             self.record(Record::BatchReusable { batch });
         }
@@ -91,6 +96,15 @@ impl ServerCore {
             if !batches.is_empty() {
                 self.background.freeing = Some((self.pipeline.mark(), batches));
             }
+        }
+    }
+
+    /// Confirms in the name of sessions that did not: never, but for the tests of the tests.
+    fn forget_for_everybody(&mut self) {
+        let last = |id: SessionId| self.state.unconfirmed_frees(id).last().map(|(upto, _)| (id, upto));
+        let confirmed: Vec<_> = self.state.sessions().filter_map(|session| last(session.id)).collect();
+        for (session, upto) in confirmed {
+            self.record(Record::FreesConfirmed { session, upto });
         }
     }
 

@@ -157,7 +157,7 @@ impl ServerCore {
                 self.on_query_snapshot_read(conn, id, read, &ranges);
             }
             (Some(_), ToServer::FinishSnapshotRead { read }) => self.on_finish_snapshot_read(conn, id, read),
-            (Some(_), ToServer::SnapshotAdviceOk { advice }) => self.on_advice_ok(conn, advice),
+            (Some(_), ToServer::SnapshotAdviceOk { advice }) => self.on_advice_ok(conn, id, advice),
             (Some(_), ToServer::Renew { forgotten }) => self.on_renew(conn, id, forgotten),
             (Some(_), ToServer::Release) => self.on_release(conn, id),
             (Some(_), ToServer::Operate { sequence, lowest_unanswered, request }) => {

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 
 use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::FromServer;
-use csnap_proto::{Name, RequestToken, Target, Time, VolumeId};
+use csnap_proto::{Name, RequestId, RequestToken, Target, Time, VolumeId};
 
 use super::canary::Canary;
 use super::operate::{Purpose, RequestKey};
@@ -26,6 +26,8 @@ use crate::state::Record;
 #[derive(Debug, Default)]
 pub(super) struct Creates {
     queues: ByVolume<VecDeque<Create>>,
+    /// Tells one Advice from another of the same create: an answer counts for the one that it names.
+    last_advice: u64,
 }
 
 #[derive(Debug)]
@@ -36,12 +38,12 @@ struct Create {
     phase: Phase,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Phase {
     /// Behind another create of the same volume.
     Queued,
-    /// The writer is to drain by then; `asked` is the connection that carries the Advice, if it is there.
-    Draining { by: Time, asked: Option<ConnId> },
+    /// The writer is to drain by then; `asked` is the connection that carries the Advice, and the Advice, if it is there.
+    Draining { by: Time, asked: Option<(ConnId, RequestId)> },
     /// No writer: the head is being synced.
     Syncing,
 }
@@ -96,45 +98,52 @@ impl ServerCore {
     /// The first create in the queue becomes active.
     fn begin_create(&mut self, volume: VolumeId) {
         let writer = self.state.writer_of(volume).map(|session| session.id);
-        let asked = writer.and_then(|session| self.connections.of_session(session));
+        let conn = writer.and_then(|session| self.connections.of_session(session));
         let by = self.now.after(self.config.drain_patience);
-        let Some(create) = self.creates.active(volume) else { return };
-        let token = create.token;
-        create.phase = if writer.is_some() { Phase::Draining { by, asked } } else { Phase::Syncing };
+        let Some(token) = self.creates.active(volume).map(|create| create.token) else { return };
         if self.config.broken.breaks(Canary::SkipDrain) {
-            return self.record_snapshot(volume, asked);
+            return self.record_snapshot(volume, conn);
         }
-        match (writer, asked) {
-            (Some(_), Some(conn)) => self.advise(conn, token),
-            (Some(_), None) => {} // Advised when it comes back; named when it does not.
-            (None, _) => {
+        let phase = match writer {
+            // An absent writer is advised when it comes back, and named when it does not.
+            Some(_) => Phase::Draining { by, asked: conn.map(|conn| (conn, self.advise(conn, token))) },
+            None => {
                 let Some(origin) = self.state.volume(volume).map(|v| v.origin.clone()) else { return };
                 self.start_task(Purpose::SyncForCreate { volume, token }, Task::SyncHead { volume, origin });
+                Phase::Syncing
             }
+        };
+        if let Some(create) = self.creates.active(volume) {
+            create.phase = phase;
         }
     }
 
-    fn advise(&mut self, conn: ConnId, advice: RequestToken) {
-        self.send(conn, csnap_proto::RequestId(0), FromServer::SnapshotAdvice { advice });
+    /// Asks a writer to drain; the id of the asking, which the answer carries.
+    fn advise(&mut self, conn: ConnId, advice: RequestToken) -> RequestId {
+        self.creates.last_advice += 1;
+        let id = RequestId(self.creates.last_advice);
+        self.send(conn, id, FromServer::SnapshotAdvice { advice });
+        id
     }
 
     /// A writer identified itself while a create is active: it is asked to drain anew, whoever was asked before.
     pub(super) fn advise_newcomer(&mut self, volume: VolumeId, conn: ConnId) {
-        let by = self.now.after(self.config.drain_patience);
-        let Some(create) = self.creates.active(volume) else { return };
-        let by = if let Phase::Draining { by, .. } = create.phase { by } else { by };
-        create.phase = Phase::Draining { by, asked: Some(conn) };
-        let token = create.token;
+        let Some((token, phase)) = self.creates.active(volume).map(|create| (create.token, create.phase)) else { return };
         if self.config.broken.breaks(Canary::NotDrainedAnew) {
             return self.record_snapshot(volume, Some(conn));
         }
-        self.advise(conn, token);
+        let patience = self.now.after(self.config.drain_patience);
+        let by = if let Phase::Draining { by, .. } = phase { by } else { patience };
+        let asked = Some((conn, self.advise(conn, token)));
+        if let Some(create) = self.creates.active(volume) {
+            create.phase = Phase::Draining { by, asked };
+        }
     }
 
-    pub(super) fn on_advice_ok(&mut self, conn: ConnId, advice: RequestToken) {
+    pub(super) fn on_advice_ok(&mut self, conn: ConnId, id: RequestId, advice: RequestToken) {
         let Some(volume) = self.writes_to(conn) else { return };
         let Some(create) = self.creates.active(volume) else { return };
-        let counts = matches!(create.phase, Phase::Draining { asked: Some(asked), .. } if asked == conn);
+        let counts = matches!(create.phase, Phase::Draining { asked: Some(asked), .. } if asked == (conn, id));
         if create.token == advice && counts {
             self.record_snapshot(volume, Some(conn));
         }
@@ -178,7 +187,7 @@ impl ServerCore {
     fn fail_create(&mut self, volume: VolumeId, refusal: Refusal) {
         let Some(create) = self.pop_active(volume) else { return };
         if let Phase::Draining { asked, .. } = create.phase {
-            self.resume(volume, asked, create.token);
+            self.resume(volume, asked.map(|(conn, _)| conn), create.token);
         }
         self.answer(create.requester, Err(refusal));
         self.begin_create(volume);
@@ -227,7 +236,7 @@ impl ServerCore {
         let Some(epoch) = self.state.volume(volume).map(|v| v.epoch) else { return };
         let all_unique = self.state.youngest_live_snapshot(volume).is_none();
         if let Some(conn) = conn {
-            self.send(conn, csnap_proto::RequestId(0), FromServer::Resume { advice, epoch, all_unique });
+            self.send(conn, RequestId(0), FromServer::Resume { advice, epoch, all_unique });
         }
     }
 }

@@ -13,7 +13,7 @@ use csnap_proto::{ChunkSize, Name, RequestId, RequestToken, Sequence, SessionId,
 
 use super::canary::Canary;
 use super::{ConnId, Out, Output, ServerCore, Task, TaskDone, TaskId};
-use crate::state::{Attached, Origin, Record};
+use crate::state::{Attached, Origin, Record, Session};
 
 /// Identity of an operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +66,12 @@ impl Operations {
     pub(super) fn is_idle(&self) -> bool {
         self.tasks.is_empty()
     }
+
+    /// Requests of a session whose results are yet to be stored.
+    fn mutating_in_hand(&self, session: SessionId) -> usize {
+        let of_session = RequestKey { session, sequence: Sequence(0) }..=RequestKey { session, sequence: Sequence(u64::MAX) };
+        self.in_hand.range(of_session).filter(|(_, route)| route.mutating).count()
+    }
 }
 
 impl ServerCore {
@@ -94,7 +100,9 @@ impl ServerCore {
         }
         if mutating {
             self.open_operator_session(&peer);
-            if self.state.session(key.session).is_some_and(|session| !session.can_store(lowest_unanswered)) {
+            let in_hand = self.operations.mutating_in_hand(key.session);
+            let full = |session: &Session| !session.can_store(in_hand, lowest_unanswered);
+            if self.state.session(key.session).is_some_and(full) {
                 self.operations.in_hand.remove(&key);
                 return self.refuse(conn, id, RefusalKind::Invalid, "too many unacknowledged results in this session");
             }
@@ -138,7 +146,9 @@ impl ServerCore {
     /// Records the result of a mutating request and sends it to whoever asked last.
     pub(super) fn answer(&mut self, key: RequestKey, result: Result<OperatorReply, Refusal>) {
         let Some(route) = self.operations.in_hand.remove(&key) else { return };
-        if route.mutating && self.state.session(key.session).is_some() {
+        // A peer that moves its lowest unanswered position back and forth gets answers, but nothing stored.
+        let can_store = |session: &Session| session.can_store(1, route.lowest_unanswered);
+        if route.mutating && self.state.session(key.session).is_some_and(can_store) {
             self.record(Record::Result {
                 session: key.session,
                 sequence: key.sequence,

@@ -57,6 +57,10 @@ impl ServerCore {
                 return Err(denied());
             }
         }
+        if identify.cached_epoch.is_some() {
+            let reason = "the session is over: its node was fenced, or it was taken for dead; attach anew";
+            return Err(Refusal::new(RefusalKind::NotFound, reason));
+        }
         match &identify.attach {
             Attach::Operator => Ok(Attached::Operator),
             Attach::Snapshot(target) => self.snapshot_id(target).map(|(v, e)| Attached::Snapshot(v, e)),

@@ -93,7 +93,7 @@ impl Loader {
             Row::Result { sequence, result } => {
                 let session =
                     self.session.as_mut().ok_or_else(|| Corrupt::new("a result without its session"))?;
-                if !result_is_bounded(&result) || !session.can_store(Sequence(0)) {
+                if !result_is_bounded(&result) || !session.can_store(1, Sequence(0)) {
                     return Err(Corrupt::new("stored results beyond a limit"));
                 }
                 session.results.insert(sequence, result);

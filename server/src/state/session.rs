@@ -39,10 +39,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Whether answering a request with this lowest unanswered position would keep the limit of stored results.
+    /// Whether answering so many requests with this lowest unanswered position keeps the limit of stored results.
     #[must_use]
-    pub fn can_store(&self, lowest_unanswered: Sequence) -> bool {
-        self.results.range(lowest_unanswered..).count() < RESULTS_PER_SESSION_MAX
+    pub fn can_store(&self, answers: usize, lowest_unanswered: Sequence) -> bool {
+        self.results.range(lowest_unanswered..).count() + answers <= RESULTS_PER_SESSION_MAX
     }
 }
 

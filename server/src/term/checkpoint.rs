@@ -57,7 +57,8 @@ impl<S: Storage> Journal<S> {
         let number = {
             let state = &mut *self.inner.state.borrow_mut();
             assert!(!state.checkpointing, "one checkpoint at a time");
-            assert!(position <= Position(u64::MAX - 1), "a position of this journal");
+            let before = state.checkpoint.filter(|name| name.term == self.term());
+            assert!(before.is_none_or(|name| name.position <= position), "checkpoints go forward");
             state.checkpointing = true;
             state.checkpoints_begun += 1;
             state.checkpoints_begun - 1

@@ -13,7 +13,7 @@ use csnap_proto::Term;
 use csnap_storage::{Storage, StorageError};
 
 use super::canary::Canary;
-use super::frame::{self, BATCH_BYTES_MAX, File, Hash, Kind, Place, padded};
+use super::frame::{self, File, Hash, Kind, Place, padded};
 use super::gate::Gate;
 use super::pool::Pool;
 use super::seal::{CheckpointName, Seal};
@@ -134,9 +134,9 @@ impl<S: Storage> Journal<S> {
     /// # Errors
     /// Only when the medium fails; never for want of space, for which it waits.
     /// # Panics
-    /// When the batch is longer than [`BATCH_BYTES_MAX`].
+    /// When the batch is longer than [`Pool::batch_bytes_max`].
     pub async fn append(&self, body: Vec<u8>) -> Result<Position, Fatal> {
-        assert!(body.len() <= BATCH_BYTES_MAX, "a batch of {} bytes", body.len());
+        assert!(body.len() <= self.inner.pool.batch_bytes_max(), "a batch of {} bytes", body.len());
         let _turn = self.inner.turns.take().await;
         self.check()?;
         if !self.has_room(body.len()) {

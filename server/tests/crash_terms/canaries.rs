@@ -14,7 +14,7 @@ fn first_violation(canary: Canary) -> Option<(u64, String)> {
         return refuses_what_is_rotten(&canaries).err().map(|violation| (0, violation));
     }
     let faults = canary == Canary::TrustTheCache;
-    let options = Options { canaries, faults, crash_states: 0 };
+    let options = Options { canaries, faults };
     (0..SEEDS).find_map(|seed| explore(seed, &options).err().map(|violation| (seed, violation)))
 }
 

@@ -80,7 +80,7 @@ fn a_flipped_bit_below_what_was_durable_is_refused_and_named() {
 
 /// Whether a damaged record below others is refused under these broken rules.
 #[cfg(feature = "canary")]
-pub fn refuses_what_is_rotten(canaries: &Canaries) -> Result<(), String> {
+pub(crate) fn refuses_what_is_rotten(canaries: &Canaries) -> Result<(), String> {
     let (disk, places) = pool_with_batches([100, 200, 300]);
     flip(&disk, &names::journal(TERM, 0), (places[2].0 + 130) * 8);
     match begin(&disk, Term(2), canaries) {

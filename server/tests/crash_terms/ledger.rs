@@ -7,18 +7,18 @@ use csnap_server::term::{Corrupt, Replay};
 
 /// The state of these tests: the numbers of all batches, in order.
 #[derive(Clone, Debug, Default)]
-pub struct Log {
-    pub ids: Vec<u64>,
+pub(crate) struct Log {
+    pub(crate) ids: Vec<u64>,
 }
 
 /// The batch `id`, `bytes` long; its content follows from the number.
-pub fn batch(id: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn batch(id: u64, bytes: usize) -> Vec<u8> {
     id.to_le_bytes().into_iter().cycle().take(bytes.max(8)).collect()
 }
 
 impl Log {
     /// The pieces of a checkpoint, deliberately small.
-    pub fn pieces(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn pieces(&self) -> Vec<Vec<u8>> {
         let bytes = |ids: &[u64]| ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         self.ids.chunks(5).map(bytes).collect()
     }
@@ -50,24 +50,24 @@ impl Replay for Log {
 }
 
 #[derive(Clone, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     acknowledged: Vec<(Term, u64)>,
     served: BTreeMap<Term, Vec<u64>>,
-    pub violation: Option<String>,
-    pub reached: BTreeMap<&'static str, u64>,
+    pub(crate) violation: Option<String>,
+    pub(crate) reached: BTreeMap<&'static str, u64>,
 }
 
 impl Ledger {
-    pub fn violate(&mut self, what: String) {
+    pub(crate) fn violate(&mut self, what: String) {
         self.violation.get_or_insert(what);
     }
 
-    pub fn reach(&mut self, what: &'static str) {
+    pub(crate) fn reach(&mut self, what: &'static str) {
         *self.reached.entry(what).or_default() += 1;
     }
 
     /// `term` told somebody that batch `id` is there.
-    pub fn acknowledge(&mut self, term: Term, id: u64) {
+    pub(crate) fn acknowledge(&mut self, term: Term, id: u64) {
         self.reach("batch acknowledged");
         for (later, ids) in self.served.range(term.next()..) {
             if !ids.contains(&id) {
@@ -80,7 +80,7 @@ impl Ledger {
     }
 
     /// `term` begins to serve with this state.
-    pub fn serve(&mut self, term: Term, ids: &[u64]) {
+    pub(crate) fn serve(&mut self, term: Term, ids: &[u64]) {
         self.reach("term served");
         if let Some(problem) = self.problem_with(term, ids) {
             self.violate(problem);
@@ -89,7 +89,7 @@ impl Ledger {
     }
 
     /// What is wrong with `term` serving this state.
-    pub fn problem_with(&self, term: Term, ids: &[u64]) -> Option<String> {
+    pub(crate) fn problem_with(&self, term: Term, ids: &[u64]) -> Option<String> {
         for (earlier, id) in self.acknowledged.iter().filter(|(earlier, _)| *earlier < term) {
             if !ids.contains(id) {
                 return Some(format!("term {term} serves without {id}, which term {earlier} acknowledged"));

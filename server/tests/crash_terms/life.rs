@@ -15,21 +15,21 @@ use crate::ledger::{Ledger, Log, batch};
 
 /// What this process will do.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Looks at the journal before it takes over.
-    pub follows: u64,
+    pub(crate) follows: u64,
     /// Length of each batch that it writes, bytes.
-    pub batches: Vec<usize>,
+    pub(crate) batches: Vec<usize>,
     /// Begin a checkpoint when so many batches are written.
-    pub checkpoints: Vec<usize>,
+    pub(crate) checkpoints: Vec<usize>,
 }
 
 /// What processes share: the ledger, and lockd's counter of terms.
 #[derive(Clone, Default)]
-pub struct Shared {
-    pub ledger: Rc<RefCell<Ledger>>,
-    pub terms: Rc<Cell<u64>>,
-    pub canaries: Canaries,
+pub(crate) struct Shared {
+    pub(crate) ledger: Rc<RefCell<Ledger>>,
+    pub(crate) terms: Rc<Cell<u64>>,
+    pub(crate) canaries: Canaries,
 }
 
 impl Shared {
@@ -44,13 +44,13 @@ impl Shared {
 }
 
 /// Opens the pool as every process does.
-pub async fn open<S: Storage>(storage: &S, canaries: &Canaries) -> Pool<S> {
+pub(crate) async fn open<S: Storage>(storage: &S, canaries: &Canaries) -> Pool<S> {
     let mut pool = open_pool(storage).await.expect("the pool was made before anybody started");
     pool.canaries = canaries.clone();
     pool
 }
 
-pub async fn live<S: Storage>(storage: S, shared: Shared, plan: Plan) {
+pub(crate) async fn live<S: Storage>(storage: S, shared: Shared, plan: Plan) {
     let pool = open(&storage, &shared.canaries).await;
     let mut follower = Follower::new(&pool, Log::default());
     for _ in 0..plan.follows {

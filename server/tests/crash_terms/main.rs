@@ -17,7 +17,7 @@ mod life;
 mod pools;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use world::{Options, explore};
 
@@ -31,7 +31,7 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 
 fn explore_all(options: &Options, default_seeds: u64) -> usize {
     let mut states = BTreeSet::new();
-    let mut reached = std::collections::BTreeMap::<&str, u64>::new();
+    let mut reached = BTreeMap::<&str, u64>::new();
     let seeds = seeds(default_seeds);
     for seed in seeds.clone() {
         let outcome = explore(seed, options).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));

@@ -63,7 +63,7 @@ fn two_makers_at_once_make_one_pool() {
                 Task::new(async move { create_pool(&storage, &wanted(id)).await.map(|pool| pool.toml) })
             })
             .collect();
-        while !makers.iter_mut().fold(true, |all, maker| maker.poll() && all) {
+        while !makers.iter_mut().map(Task::poll).collect::<Vec<_>>().iter().all(|done| *done) {
             disk.complete_next(rng);
         }
         let made: Vec<_> = makers.into_iter().filter_map(Task::into_output).collect();

@@ -14,24 +14,24 @@ use crate::life::{Plan, Shared, live, open};
 
 /// Steps of a world: enough for half a dozen terms.
 const STEPS: u64 = 1500;
+/// Disks left by a power cut that are looked at per moment.
+const CRASH_STATES: u64 = 3;
 /// Processes at once.
 const ALIVE_MAX: usize = 3;
 /// Small segments, so that they end often.
-pub const SEGMENT_BYTES: u64 = 32 << 10;
+pub(crate) const SEGMENT_BYTES: u64 = 24 << 10;
 
 #[derive(Clone, Default)]
-pub struct Options {
-    pub canaries: Canaries,
+pub(crate) struct Options {
+    pub(crate) canaries: Canaries,
     /// Syncs fail now and then.
-    pub faults: bool,
-    /// Disks left by a power cut that are looked at per moment; 0: the usual number.
-    pub crash_states: u64,
+    pub(crate) faults: bool,
 }
 
-pub struct Outcome {
-    pub states: BTreeSet<u64>,
-    pub reached: BTreeMap<&'static str, u64>,
-    pub digest: u64,
+pub(crate) struct Outcome {
+    pub(crate) states: BTreeSet<u64>,
+    pub(crate) reached: BTreeMap<&'static str, u64>,
+    pub(crate) digest: u64,
 }
 
 struct World<'a> {
@@ -40,6 +40,8 @@ struct World<'a> {
     disk: SimDisk,
     shared: Shared,
     processes: Vec<Process>,
+    /// Who runs while the others wait: races are lost by whoever stops at the wrong moment for long enough.
+    runner: Option<SimNode>,
     started: u64,
     states: BTreeSet<u64>,
 }
@@ -51,7 +53,7 @@ struct Process {
     frozen: u64,
 }
 
-pub fn new_pool(seed: u64) -> SimDisk {
+pub(crate) fn new_pool(seed: u64) -> SimDisk {
     let disk = SimDisk::new(seed);
     let mut toml = PoolToml::new(PoolId([9; 16]), false);
     toml.segment_bytes = SEGMENT_BYTES;
@@ -59,13 +61,13 @@ pub fn new_pool(seed: u64) -> SimDisk {
     disk
 }
 
-pub fn explore(seed: u64, options: &Options) -> Result<Outcome, String> {
+pub(crate) fn explore(seed: u64, options: &Options) -> Result<Outcome, String> {
     let disk = new_pool(seed);
     disk.set_stepped(true);
     let shared = Shared { canaries: options.canaries.clone(), ..Shared::default() };
     let rng = Rng::new(seed);
     let (processes, states) = (Vec::new(), BTreeSet::new());
-    let mut world = World { options, rng, disk, shared, processes, started: 0, states };
+    let mut world = World { options, rng, disk, shared, processes, runner: None, started: 0, states };
     for step in 0..STEPS {
         world.step();
         world.check().map_err(|violation| format!("step {step}: {violation}"))?;
@@ -78,7 +80,7 @@ pub fn explore(seed: u64, options: &Options) -> Result<Outcome, String> {
 impl World<'_> {
     fn step(&mut self) {
         let alive = self.processes.len();
-        if alive == 0 || (alive < ALIVE_MAX && self.rng.chance(0.03)) {
+        if alive == 0 || (alive < ALIVE_MAX && self.rng.chance(0.05)) {
             self.start();
         }
         if self.rng.chance(0.003) {
@@ -110,7 +112,9 @@ impl World<'_> {
         self.started += 1;
         let node = SimNode(self.started);
         let rng = &mut self.rng;
-        let batches: Vec<usize> = (0..1 + rng.below(8)).map(|_| 8 + rng.index(9000)).collect();
+        // Short lives make takeovers meet; longer ones make something to take over.
+        let length = if rng.chance(0.5) { 2 } else { 8 };
+        let batches: Vec<usize> = (0..1 + rng.below(length)).map(|_| 8 + rng.index(9000)).collect();
         let checkpoints = (0..rng.below(3)).map(|_| rng.index(batches.len())).collect();
         let plan = Plan { follows: rng.below(4), batches, checkpoints };
         let task = Task::new(live(self.disk.storage(node), self.shared.clone(), plan));
@@ -128,8 +132,15 @@ impl World<'_> {
     fn complete_one(&mut self) {
         let frozen: BTreeSet<SimNode> =
             self.processes.iter().filter(|process| process.frozen > 0).map(|process| process.node).collect();
-        let ready: Vec<_> =
+        let mut ready: Vec<_> =
             self.disk.pending().into_iter().filter(|pending| !frozen.contains(&pending.node)).collect();
+        if self.rng.chance(0.05) {
+            let index = self.rng.index(ready.len().max(1));
+            self.runner = ready.get(index).map(|pending| pending.node);
+        }
+        if ready.iter().any(|pending| Some(pending.node) == self.runner) && self.rng.chance(0.95) {
+            ready.retain(|pending| Some(pending.node) == self.runner);
+        }
         if !ready.is_empty() {
             let chosen = ready[self.rng.index(ready.len())].id;
             self.disk.complete(chosen);
@@ -148,9 +159,8 @@ impl World<'_> {
         if !self.rng.chance(0.3) {
             return Ok(());
         }
-        let max = if self.options.crash_states == 0 { 3 } else { self.options.crash_states };
         let seed = self.rng.next_u64();
-        for disk in self.disk.crash_states(max, seed) {
+        for disk in self.disk.crash_states(CRASH_STATES, seed) {
             let fresh = self.states.insert(disk.digest());
             if fresh {
                 let again = if self.rng.chance(0.2) { 1 + self.rng.below(3) } else { 0 };
@@ -164,7 +174,7 @@ impl World<'_> {
 }
 
 /// Takes over on a disk that nobody else uses, after being interrupted `interruptions` times at some await.
-pub fn recover(
+pub(crate) fn recover(
     disk: &SimDisk,
     ledger: &Ledger,
     canaries: &Canaries,

@@ -143,7 +143,7 @@ fn results_are_kept_until_they_were_received_and_no_more_than_a_session_may_have
     for sequence in 3..RESULTS_PER_SESSION_MAX as u64 + 2 {
         world.record(store(sequence, 2));
     }
-    assert!(!world.state.session(session).expect("open").can_store(Sequence(2)));
+    assert!(!world.state.session(session).expect("open").can_store(1, Sequence(2)));
     assert!(world.state.clone().apply(&store(1000, 2)).is_err());
     world.check_recovery();
     world.record(Record::SessionEnd { session });
