@@ -106,6 +106,12 @@ pub enum Input {
         /// Which.
         conn: ConnId,
     },
+    /// The agent heard that a server serves under this term: an older one's connection is of no more use, even if it has
+    /// not broken (its node may be gone without a word).
+    ServerServes {
+        /// Of the server that serves.
+        term: Term,
+    },
     /// A frame arrived; frames of a connection come in stream order.
     Frame {
         /// On which connection.

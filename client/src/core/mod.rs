@@ -165,6 +165,7 @@ impl ClientCore {
         match input {
             Input::Connected { conn, term, .. } => self.on_connected(now, conn, term, out),
             Input::Disconnected { conn } => self.on_disconnected(now, conn, out),
+            Input::ServerServes { term } => self.on_server_serves(term, out),
             Input::Frame { conn, frame } => self.on_frame(now, conn, frame, out),
             Input::Request(request) => self.on_request(request, out),
             Input::IoDone { io, result } => self.on_io_done(io, result, out),

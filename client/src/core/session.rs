@@ -170,6 +170,14 @@ impl ClientCore {
         }
     }
 
+    /// A newer server than ours serves: it alone can answer.
+    pub(super) fn on_server_serves(&mut self, term: Term, out: &mut Vec<Output>) {
+        let Some((conn, mine)) = self.link.conn().filter(|(_, mine)| *mine < term) else { return };
+        out.push(Output::Disconnect { conn, why: "a newer server serves" });
+        self.want_server(mine, out);
+        self.on_broken(out);
+    }
+
     /// The identified connection is no more: everything unanswered is to be asked again on the next one.
     fn on_broken(&mut self, out: &mut Vec<Output>) {
         self.renewal.unanswered = None;

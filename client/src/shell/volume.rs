@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use csnap_proto::message::volume::{Attach, Geometry};
-use csnap_proto::{InstanceId, Name, Secret, SessionId, Target};
+use csnap_proto::{InstanceId, Name, Secret, SessionId, Target, Term};
 
 use super::driver;
 use super::link::ServerSource;
 use super::shared::Shared;
-use crate::core::{Canaries, ClientCore, CoreConfig, Op, RequestError, UNIQUE_CACHE_BYTES, WRITEBACK_BYTES};
+use crate::core::{Canaries, ClientCore, CoreConfig, Input, Op, RequestError, UNIQUE_CACHE_BYTES, WRITEBACK_BYTES};
 use crate::head::{Arenas, BlockRun, DataConfig, HeadFile};
 
 /// Pause between attempts at the lock of a head that another process still holds.
@@ -155,6 +155,11 @@ impl Volume {
     #[must_use]
     pub fn waiting(&self) -> Option<String> {
         self.shared.lock().core().waiting()
+    }
+
+    /// The agent heard that a server serves under `term`: a connection to an older one is given up at once.
+    pub fn server_serves(&self, term: Term) {
+        self.shared.drive(Input::ServerServes { term });
     }
 
     /// Fills `out` from `offset` if that needs no waiting; void after anything but [`Attempt::Done`].

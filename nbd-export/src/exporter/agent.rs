@@ -47,8 +47,10 @@ async fn converse_once(
             () = volumes.changed() => say(&mut stream, RequestId(0), report(volumes)).await?,
             heard = hear(&mut stream, &mut decoder) => {
                 let Frame { id, message, .. } = heard?;
-                if message == FromAgent::ReportPlease {
-                    say(&mut stream, id, report(volumes)).await?;
+                match message {
+                    FromAgent::ReportPlease => say(&mut stream, id, report(volumes)).await?,
+                    FromAgent::ServerReady { term } => volumes.server_serves(term),
+                    other => debug!(?other, "not for an exporter"),
                 }
             }
         }

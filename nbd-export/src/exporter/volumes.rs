@@ -13,7 +13,7 @@ use csnap_proto::message::local::ClientReport;
 use csnap_proto::message::operate::{
     OperatorReply, OperatorRequest, Refusal, RefusalKind, SnapshotInfo, VolumeInfo,
 };
-use csnap_proto::{Name, Target};
+use csnap_proto::{Name, Target, Term};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -73,6 +73,13 @@ impl Volumes {
             waiting: export.volume().waiting(),
         };
         attached.iter().take(REPORTED_MAX).map(report).collect()
+    }
+
+    /// A server serves under `term`: nobody waits for an older one any more.
+    pub fn server_serves(&self, term: Term) {
+        for (export, _) in locked(&self.attached).values() {
+            export.volume().server_serves(term);
+        }
     }
 
     /// Waits until something was attached or given back, or a connection came or went.
