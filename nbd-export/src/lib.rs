@@ -25,4 +25,4 @@ pub use export::{
     Attempt, BlockExtent, ErrorKind, Export, ExportError, ExportInfo, Exports, Listed, OpenError, Zeroing,
 };
 #[cfg(feature = "shell")]
-pub use exporter::{ExportConfig, run};
+pub use exporter::{ExportConfig, run, runtime};

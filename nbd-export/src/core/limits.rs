@@ -69,14 +69,21 @@ pub const MESSAGE_BYTES_MAX: usize = STRING_BYTES_MAX;
 /// Most connections of one exporter.
 pub const CONNECTIONS_MAX: usize = csnap_proto::limits::CONNECTIONS_MAX;
 
-/// After DISC or at shutdown: how long requests in flight and unread replies are waited for.
+/// Buffer for what has arrived while an export is negotiated, bytes: the longest option that is looked at, and as much again.
+pub const HANDSHAKE_INPUT_BYTES: usize = 16 << 10;
+
+/// After DISC: how long requests in flight and unread replies are waited for. Longer than any failover.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// How long a shutdown takes at most: draining, and as long again for giving exports back.
-pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(60);
+/// The same when the exporter ends: a request that waits for a server may never be done, and somebody waits for the end.
+pub const SHUTDOWN_DRAIN_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// How long an orderly end takes at most, draining and giving exports back.
+pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(6);
 
 const _: () = assert!(OUTPUT_HIGH_BYTES + WHOLE_READ_BYTES + REPLY_ROOM_BYTES <= OUTPUT_BYTES);
 const _: () = assert!(8 * STATUS_EXTENTS_MAX + REPLY_ROOM_BYTES + OUTPUT_HIGH_BYTES <= OUTPUT_BYTES);
 const _: () = assert!(PIECE_BYTES + super::wire::REQUEST_BYTES <= INPUT_BYTES);
-const _: () = assert!(OPTION_BYTES_MAX as usize + super::wire::OPTION_HEADER_BYTES <= INPUT_BYTES);
+const _: () = assert!(OPTION_BYTES_MAX as usize + super::wire::OPTION_HEADER_BYTES < HANDSHAKE_INPUT_BYTES);
+const _: () = assert!(HANDSHAKE_INPUT_BYTES <= INPUT_BYTES);
 const _: () = assert!(PIECE_ALIGN <= PIECE_BYTES as u64 && WAITING_PART_BYTES <= IN_FLIGHT_BYTES_MAX);

@@ -28,6 +28,12 @@ use crate::shell::{Listener, serve};
 /// Descriptors that are asked for, as far as the hard limit goes: a connection takes one, an attachment a few.
 const DESCRIPTORS: u64 = 65_536;
 
+/// Threads that serve connections: copying is what they do, and a client takes a core itself.
+const WORKERS: usize = 2;
+
+/// Threads that may wait for a disk: the depth that a disk makes use of.
+const BLOCKING_THREADS_MAX: usize = 64;
+
 /// What an exporter is started with.
 #[derive(Clone, Debug)]
 pub struct ExportConfig {
@@ -47,8 +53,20 @@ pub struct ExportConfig {
     pub unique_cache_bytes: usize,
 }
 
-/// Serves until `shutdown`; then finishes what clients were promised, gives the volumes back, and returns. Takes a tokio
-/// runtime with several threads.
+/// The runtime that [`run`] is made for.
+///
+/// # Errors
+/// When the kernel refuses threads or descriptors.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+}
+
+/// Serves until `shutdown`; then finishes what clients were promised, gives the volumes back, and returns. To be run on
+/// [`runtime`].
 ///
 /// # Errors
 /// When a socket cannot be had: another exporter runs, or the path or address is taken.

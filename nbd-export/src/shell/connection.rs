@@ -28,8 +28,8 @@ use super::listen::Stream;
 use super::work::{Change, Outcome, Reading, Work, WriteId};
 use crate::core::errno::{Problem, errno};
 use crate::core::limits::{
-    DRAIN_TIME_MAX, OUTPUT_BYTES, OUTPUT_HIGH_BYTES, PIECE_ALIGN, PIECE_BYTES, REPLY_ROOM_BYTES,
-    WAITING_PART_BYTES, WHOLE_READ_BYTES,
+    DRAIN_TIME_MAX, INPUT_BYTES, OUTPUT_BYTES, OUTPUT_HIGH_BYTES, PIECE_ALIGN, PIECE_BYTES, REPLY_ROOM_BYTES,
+    SHUTDOWN_DRAIN_TIME_MAX, WAITING_PART_BYTES, WHOLE_READ_BYTES,
 };
 use crate::core::request::{Command, Header, Request, Terms, Verdict, judge};
 use crate::core::window::Window;
@@ -103,8 +103,12 @@ pub struct Connection<S, E> {
 }
 
 impl<S: Stream, E: Export> Connection<S, E> {
-    /// An attached connection; `input` holds what arrived beyond the negotiation.
-    pub fn new(stream: S, terms: Terms, export: Arc<E>, input: Window) -> Self {
+    /// An attached connection; `arrived` is what came beyond the negotiation, at most [`HANDSHAKE_INPUT_BYTES`].
+    ///
+    /// [`HANDSHAKE_INPUT_BYTES`]: crate::core::limits::HANDSHAKE_INPUT_BYTES
+    pub fn new(stream: S, terms: Terms, export: Arc<E>, arrived: &[u8]) -> Self {
+        let mut input = Window::new(INPUT_BYTES);
+        input.put(arrived);
         Self {
             stream,
             terms,
@@ -130,10 +134,15 @@ impl<S: Stream, E: Export> Connection<S, E> {
             end = self.serve() => end,
             _ = shutdown.wait_for(|&down| down) => End::ShutDown,
         };
-        if matches!(end, End::Disconnected | End::ShutDown) {
+        let patience = match &end {
+            End::Disconnected => Some(DRAIN_TIME_MAX),
+            End::ShutDown => Some(SHUTDOWN_DRAIN_TIME_MAX),
+            _ => None,
+        };
+        if let Some(patience) = patience {
             self.listening = false;
             // A client that does not read its last replies, or a request that cannot end, is left behind.
-            let _ = timeout(DRAIN_TIME_MAX, self.drain()).await;
+            let _ = timeout(patience, self.drain()).await;
         }
         self.work.abort().await;
         end

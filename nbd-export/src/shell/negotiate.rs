@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::listen::Stream;
 use crate::core::handshake::{Answer, Ask, Close, Handshake, Progress};
-use crate::core::limits::{HANDSHAKE_TIME_MAX, OPTION_BYTES_MAX};
+use crate::core::limits::HANDSHAKE_TIME_MAX;
 use crate::core::request::Terms;
 use crate::core::window::Window;
 use crate::export::{ExportInfo, Exports};
@@ -141,7 +141,7 @@ async fn answer<X: Exports>(
 /// Waits until something arrives.
 async fn arrival(stream: &mut impl Stream, input: &mut Window) -> io::Result<()> {
     // What waits for more is one incomplete option, so there is always room.
-    let count = stream.read(input.free(OPTION_BYTES_MAX as usize)).await?;
+    let count = stream.read(input.free(input.room())).await?;
     input.commit(count);
     if count == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }

@@ -14,7 +14,7 @@ use super::connection::{Connection, End};
 use super::listen::{Accepted, Listener, Stream};
 use super::negotiate::{NegotiateError, negotiate};
 use crate::core::handshake::Close;
-use crate::core::limits::{CONNECTIONS_MAX, INPUT_BYTES, SHUTDOWN_TIME_MAX};
+use crate::core::limits::{CONNECTIONS_MAX, HANDSHAKE_INPUT_BYTES, SHUTDOWN_TIME_MAX};
 use crate::core::window::Window;
 use crate::export::Exports;
 
@@ -87,7 +87,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// One connection from greeting to end.
 pub async fn serve_one<X: Exports>(mut stream: impl Stream, exports: &X, mut stopped: watch::Receiver<bool>) {
-    let mut input = Window::new(INPUT_BYTES);
+    let mut input = Window::new(HANDSHAKE_INPUT_BYTES);
     let attached = match negotiate(&mut stream, &mut input, exports, &mut stopped).await {
         Ok(attached) => attached,
         Err(why @ (NegotiateError::Closed(Close::Violation(_)) | NegotiateError::TimedOut)) => {
@@ -97,8 +97,9 @@ pub async fn serve_one<X: Exports>(mut stream: impl Stream, exports: &X, mut sto
     };
     let name = attached.info.name;
     info!(export = name, structured = attached.terms.structured, "attached");
-    let end =
-        Connection::new(stream, attached.terms, Arc::clone(&attached.export), input).run(&mut stopped).await;
+    let connection = Connection::new(stream, attached.terms, Arc::clone(&attached.export), input.filled());
+    drop(input);
+    let end = connection.run(&mut stopped).await;
     exports.release(attached.export).await;
     match end {
         End::Violation(_) | End::Inside(_) => warn!(export = name, "connection closed: {end}"),

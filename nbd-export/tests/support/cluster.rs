@@ -223,9 +223,7 @@ impl Cluster {
             unique_cache_bytes: 1 << 20,
         };
         let daemon = Daemon::start(move |stopped| {
-            let mut runtime = tokio::runtime::Builder::new_multi_thread();
-            let runtime =
-                runtime.worker_threads(2).max_blocking_threads(8).enable_all().build().expect("a runtime");
+            let runtime = csnap_nbd_export::runtime().expect("a runtime");
             runtime.block_on(run(config, async { drop(stopped.await) })).expect("the exporter ends well");
         });
         crate::support::wait_until("it listens", || UnixStream::connect(&socket).is_ok());
