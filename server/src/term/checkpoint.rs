@@ -35,7 +35,8 @@ pub enum Written {
     NoSpace,
 }
 
-/// A checkpoint being written. Dropping it abandons it; the next one begins anew.
+/// A checkpoint being written. Dropping it abandons it; the next one begins anew. One that ran out of space once stays
+/// incomplete, whatever else it is given, and is never named.
 pub struct CheckpointWriter<S: Storage> {
     journal: Journal<S>,
     file: S::File,
@@ -44,6 +45,8 @@ pub struct CheckpointWriter<S: Storage> {
     offset: u64,
     pieces: u64,
     hash: Hash,
+    /// Something did not fit: it will never be complete.
+    full: bool,
 }
 
 impl<S: Storage> Journal<S> {
@@ -72,6 +75,7 @@ impl<S: Storage> Journal<S> {
                 offset: 0,
                 pieces: 0,
                 hash: Hash::default(),
+                full: false,
             })),
             Err(error) => {
                 self.inner.state.borrow_mut().checkpointing = false;
@@ -117,6 +121,9 @@ impl<S: Storage> CheckpointWriter<S> {
     }
 
     async fn write(&mut self, kind: Kind, body: &[u8]) -> Result<Written, Fatal> {
+        if self.full {
+            return Ok(Written::NoSpace);
+        }
         let (pool, term) = (&self.journal.inner.pool, self.journal.term());
         let place =
             Place { pool: pool.id(), term, file: File::Checkpoint, number: self.number, offset: self.offset };
@@ -124,7 +131,12 @@ impl<S: Storage> CheckpointWriter<S> {
         let length = bytes.len() as u64;
         match pool.storage.write(&self.file, self.offset, bytes).await {
             Ok(()) => {}
-            Err(StorageError::NoSpace { .. }) => return Ok(Written::NoSpace),
+            Err(StorageError::NoSpace { .. }) => {
+                self.full = true;
+                // What it took goes back at once to whoever needs it more.
+                let _ = pool.storage.unlink(&names::checkpoint(term, self.number)).await;
+                return Ok(Written::NoSpace);
+            }
             Err(error) => return Err(self.journal.fail(error.into())),
         }
         self.offset += length;

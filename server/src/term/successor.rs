@@ -54,6 +54,8 @@ pub async fn claim<S: Storage>(pool: &Pool<S>, end: Term, term: Term) -> Result<
             Some(named) if named != term => return Ok(Claim::Theirs(named)),
             _ => {}
         },
+        // A later term tidied our directory: it is served already, and we are beside the chain.
+        Err(StorageError::NotFound { .. }) => return Err(TermError::Deposed(term)),
         Err(error) => return Err(error.into()),
     }
     storage.sync_dir(&names::term_dir(end)).await?;

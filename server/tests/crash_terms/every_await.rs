@@ -49,7 +49,7 @@ fn a_life_ended_at_any_await_leaves_a_pool_that_recovers_to_what_was_acknowledge
 /// A life in which the `nth` operation of a kind fails; `false` when there are not so many. What it leaves must recover.
 fn life_with_failure(kind: OperationKind, error: FaultError, nth: u64, states: &mut BTreeSet<u64>) -> bool {
     let disk = new_pool(1);
-    let shared = Shared::default();
+    let shared = Shared { faults: true, ..Shared::default() };
     disk.set_stepped(true);
     let mut first = Task::new(live(disk.storage(SimNode(1)), shared.clone(), full_life()));
     assert!(first.run_operations(&disk, u64::MAX), "nothing is in its way");

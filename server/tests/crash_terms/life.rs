@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) ledger: Rc<RefCell<Ledger>>,
     pub(crate) terms: Rc<Cell<u64>>,
     pub(crate) canaries: Canaries,
+    /// The medium may fail.
+    pub(crate) faults: bool,
 }
 
 impl Shared {
@@ -51,12 +53,13 @@ pub(crate) async fn open<S: Storage>(storage: &S, canaries: &Canaries) -> Pool<S
 }
 
 pub(crate) async fn live<S: Storage>(storage: S, shared: Shared, plan: Plan) {
-    let pool = open(&storage, &shared.canaries).await;
+    let Ok(mut pool) = open_pool(&storage).await else { return };
+    pool.canaries = shared.canaries.clone();
     let mut follower = Follower::new(&pool, Log::default());
     for _ in 0..plan.follows {
         match follower.advance().await {
             Ok(_) => shared.ledger.borrow_mut().reach("journal followed"),
-            Err(TermError::Storage(_)) => return,
+            Err(TermError::Storage(_)) if shared.faults => return,
             Err(error) => return shared.violate(format!("a follower found {error}")),
         }
     }
@@ -70,7 +73,7 @@ pub(crate) async fn live<S: Storage>(storage: S, shared: Shared, plan: Plan) {
             serve(&taken.journal, taken.replay, &shared, &plan).await;
         }
         Err(TermError::Deposed(_)) => shared.ledger.borrow_mut().reach("taker deposed"),
-        Err(TermError::Storage(_)) => shared.ledger.borrow_mut().reach("taker failed"),
+        Err(TermError::Storage(_)) if shared.faults => shared.ledger.borrow_mut().reach("taker failed"),
         Err(error) => shared.violate(format!("term {term} found {error}")),
     }
 }

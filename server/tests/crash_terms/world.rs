@@ -64,7 +64,7 @@ pub(crate) fn new_pool(seed: u64) -> SimDisk {
 pub(crate) fn explore(seed: u64, options: &Options) -> Result<Outcome, String> {
     let disk = new_pool(seed);
     disk.set_stepped(true);
-    let shared = Shared { canaries: options.canaries.clone(), ..Shared::default() };
+    let shared = Shared { canaries: options.canaries.clone(), faults: options.faults, ..Shared::default() };
     let rng = Rng::new(seed);
     let (processes, states) = (Vec::new(), BTreeSet::new());
     let mut world = World { options, rng, disk, shared, processes, runner: None, started: 0, states };
