@@ -216,15 +216,25 @@ impl Storage for PosixStorage {
     }
 
     async fn reserve(&self, file: &PosixFile, offset: u64, len: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         let mode = FallocateFlags::KEEP_SIZE;
         let reserve = Operation::Allocate { file: file.clone(), mode, offset, len };
         self.done(file.path(), "reserve space", reserve).await
     }
 
     async fn punch(&self, file: &PosixFile, offset: u64, len: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punch = Operation::Allocate { file: file.clone(), mode, offset, len };
-        self.done(file.path(), "punch hole", punch).await
+        match self.engine.submit(punch).await {
+            // A file system without holes, as the trait allows.
+            Ok(_) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(storage_error(file.path(), "punch hole", errno)),
+        }
     }
 
     async fn try_lock(&self, file: &PosixFile) -> Result<bool> {

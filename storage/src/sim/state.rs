@@ -18,8 +18,10 @@ const UNLIMITED_BYTES: u64 = 1 << 50;
 /// Device number of every file.
 const DEVICE: u64 = 0x51;
 
+const EPERM: i32 = 1;
 const ENOTDIR: i32 = 20;
 const EISDIR: i32 = 21;
+const EINVAL: i32 = 22;
 const ENOTEMPTY: i32 = 39;
 
 /// A file or a directory.
@@ -159,8 +161,11 @@ impl State {
     }
 
     pub(super) fn link(&mut self, from: &str, to: &str) -> Result<()> {
-        let inode = self.lookup_file(from)?;
+        let inode = self.lookup(from)?;
         let (dir, name) = self.vacant(to)?;
+        if self.dir(inode).is_some() {
+            return Err(failed(from, "link", EPERM, "Operation not permitted"));
+        }
         let seq = self.next_seq();
         self.dir_mut(dir).change(seq, vec![(name, Some(inode))]);
         Ok(())
@@ -168,15 +173,13 @@ impl State {
 
     /// Within a directory one change, across directories two that a power loss may part.
     pub(super) fn rename(&mut self, from: &str, to: &str) -> Result<()> {
-        let inode = self.lookup(from)?;
         let ((from_dir, from_name), (to_dir, to_name)) = (self.parent(from)?, self.parent(to)?);
+        let inode = self.lookup(from)?;
         let replaced = self.dir(to_dir).and_then(|dir| dir.get(&to_name));
         if replaced == Some(inode) {
             return Ok(());
         }
-        if replaced.is_some_and(|old| self.dir(old).is_some()) {
-            return Err(failed(to, "rename", EISDIR, "Is a directory"));
-        }
+        self.check_replaceable(inode, replaced, from, to)?;
         let seq = self.next_seq();
         if from_dir == to_dir {
             self.dir_mut(from_dir).change(seq, vec![(from_name, None), (to_name, Some(inode))]);
@@ -185,6 +188,23 @@ impl State {
             self.dir_mut(from_dir).change(seq, vec![(from_name, None)]);
         }
         Ok(())
+    }
+
+    /// The rules of `rename(2)` for what had the new name.
+    fn check_replaceable(&self, inode: Inode, replaced: Option<Inode>, from: &str, to: &str) -> Result<()> {
+        let is_dir = self.dir(inode).is_some();
+        if is_dir && lies_within(to, from) {
+            return Err(failed(to, "rename", EINVAL, "Invalid argument"));
+        }
+        let Some(replaced) = replaced else { return Ok(()) };
+        match self.dir(replaced) {
+            None if is_dir => Err(failed(to, "rename", ENOTDIR, "Not a directory")),
+            Some(_) if !is_dir => Err(failed(to, "rename", EISDIR, "Is a directory")),
+            Some(dir) if !dir.names().is_empty() => {
+                Err(failed(to, "rename", ENOTEMPTY, "Directory not empty"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses what would not fit: `blocks` more than are taken.
@@ -259,6 +279,11 @@ impl State {
 
 fn components(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|name| !name.is_empty() && *name != ".")
+}
+
+fn lies_within(path: &str, dir: &str) -> bool {
+    let mut names = components(path);
+    components(dir).all(|name| names.next() == Some(name))
 }
 
 fn not_found(path: &str) -> StorageError {
