@@ -88,7 +88,8 @@ pub struct Stat {
 
 /// Bytes by name. Handles are cheap to clone; dropping the last one closes the file.
 ///
-/// Futures need not be `Send`: daemons that use the trait run on one thread, the simulation on its own.
+/// Futures need not be `Send`: daemons that use the trait run on one thread, the simulation on its own. Dropping a
+/// future does not take its operation back: once polled, it may still happen, at any later time.
 pub trait Storage: Clone + 'static {
     /// An open file.
     type File: Clone + 'static;
