@@ -192,6 +192,10 @@ impl NodeConfig {
                 ));
             }
         }
+        if self.server_listen.ip().is_unspecified() {
+            // It is published as it stands, and other nodes connect to it.
+            return Err("server_listen must be an address of this node that every node reaches".to_owned());
+        }
         if self.lockd.is_empty() {
             return Err("lockd needs at least one address".to_owned());
         }
@@ -256,6 +260,7 @@ mod tests {
             ("renew_ms = 501", "renew_ms"),
             ("ping_timeout_ms = 1", "ping_timeout_ms"),
             ("failback = \"never\"", "never"),
+            ("server_listen = \"0.0.0.0:7\"", "server_listen"),
         ] {
             let error = parse(&format!("{GOOD}\n{change}")).expect_err(change).to_string();
             assert!(error.starts_with("agent.toml: ") && error.contains(key), "{error}");

@@ -19,10 +19,6 @@ use crate::supervisor;
 /// How long a snapshot create waits for the writer to drain.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Threads of an exporter: NBD clients use a few connections each, and a thread carries several hundred thousand
-/// requests a second.
-const EXPORT_THREADS: usize = 4;
-
 /// `csnap agent`
 pub(crate) fn agent(daemon: &Daemon) -> anyhow::Result<()> {
     let config = begin(daemon)?;
@@ -69,9 +65,7 @@ pub(crate) fn export(daemon: &Daemon) -> anyhow::Result<()> {
         nbd_tcp: config.nbd_tcp,
         unique_cache_bytes,
     };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(EXPORT_THREADS).enable_all().build();
-    let runtime = runtime.context("cannot start")?;
+    let runtime = csnap_nbd_export::runtime().context("cannot start")?;
     let result = runtime.block_on(async { csnap_nbd_export::run(config, shutdown()?).await });
     runtime.shutdown_background();
     result

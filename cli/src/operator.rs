@@ -1,5 +1,6 @@
 //! A command's conversation with the server, through any agent under the directory.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,7 +55,9 @@ impl Session {
         let agent = self.agent.clone();
         let telling = async {
             tokio::time::sleep(TELL_AFTER).await;
-            if let Some(why) = vacancy(&agent).await {
+            if std::io::stderr().is_terminal()
+                && let Some(why) = vacancy(&agent).await
+            {
                 eprintln!("csnap: waiting for a server: {why}");
             }
             std::future::pending::<std::convert::Infallible>().await

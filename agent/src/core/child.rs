@@ -23,6 +23,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// A child that cannot start is tried this often for ever: its trouble (a pool that is not mounted) may pass.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// A child that ended is not started again while another node takes over: starting a process (and reading its
+/// configuration) has no place in a failover. No longer than this, though: the other node may not make it.
+const HOLD_AT_MOST: Duration = Duration::from_secs(1);
+
 /// A server that does not finish draining by then is killed; its clients ask its successor again.
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -31,6 +35,8 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct Child {
     state: State,
     backoff: Duration,
+    /// Another node takes over: see [`HOLD_AT_MOST`].
+    held: bool,
     /// When this core last looked: an agent that was itself stopped must not judge its child by the clock.
     looked: Time,
 }
@@ -84,39 +90,35 @@ impl Duty {
 
 impl Child {
     pub(super) fn new(now: Time) -> Self {
-        Self { state: State::Down { restart_at: now }, backoff: BACKOFF_MIN, looked: now }
+        Self { state: State::Down { restart_at: now }, backoff: BACKOFF_MIN, held: false, looked: now }
     }
 
-    /// Starts, pings and kills as time demands.
-    pub(super) fn tick(&mut self, now: Time, timing: &Timing, out: &mut Vec<Output>) {
+    /// Starts, pings and kills as time demands. `held`: another node takes over.
+    pub(super) fn tick(&mut self, now: Time, timing: &Timing, held: bool, out: &mut Vec<Output>) {
+        self.held = held;
         let stopped_ourselves = now.since(self.looked) > timing.ping_timeout / 2;
         self.looked = now;
-        match &mut self.state {
-            State::Down { restart_at } if *restart_at <= now => {
-                self.state = State::Spawning;
-                out.push(Output::SpawnServer);
-            }
-            State::Up(up) => {
-                if stopped_ourselves && up.unanswered_since.is_some() {
-                    up.unanswered_since = Some(now);
-                }
-                if let Some(why) = up.overdue(now, timing) {
-                    out.push(Output::Note(format!("server {} is killed: {why}", up.process.pid)));
-                    self.kill(out);
-                } else if up.next_ping <= now {
-                    up.ping(now, timing, out);
-                }
-            }
-            _ => {}
+        if self.start_at().is_some_and(|at| at <= now) {
+            self.state = State::Spawning;
+            out.push(Output::SpawnServer);
+        }
+        let State::Up(up) = &mut self.state else { return };
+        if stopped_ourselves && up.unanswered_since.is_some() {
+            up.unanswered_since = Some(now);
+        }
+        if let Some(why) = up.overdue(now, timing) {
+            out.push(Output::Note(format!("server {} is killed: {why}", up.process.pid)));
+            self.kill(out);
+        } else if up.next_ping <= now {
+            up.ping(now, timing, out);
         }
     }
 
     /// When [`Self::tick`] has something to do.
     pub(super) fn next_deadline(&self, timing: &Timing) -> Option<Time> {
         match &self.state {
-            State::Down { restart_at } => Some(*restart_at),
             State::Up(up) => Some(up.deadline(timing)),
-            _ => None,
+            _ => self.start_at(),
         }
     }
 
@@ -320,6 +322,12 @@ impl Child {
             }
             State::Up(_) => "its server waits to be anointed",
         }
+    }
+
+    /// When the next child is due, if none is there.
+    fn start_at(&self) -> Option<Time> {
+        let State::Down { restart_at } = self.state else { return None };
+        Some(if self.held { restart_at.after(HOLD_AT_MOST) } else { restart_at })
     }
 
     fn wait_before_restart(&mut self, now: Time) {

@@ -337,7 +337,8 @@ impl AgentCore {
     /// Does everything that the state asks for. The order matters in one place: the child is judged before the lock is
     /// pursued, so that a dead one costs no further step.
     fn settle(&mut self, now: Time, out: &mut Vec<Output>) {
-        self.child.tick(now, &self.config.timing, out);
+        let another_takes_over = self.known.is_none() && self.members.any_ready();
+        self.child.tick(now, &self.config.timing, another_takes_over, out);
         self.exporter.tick(now, out);
         self.feed_client(now, |client, out| client.step(now, ClientInput::Tick, out), out);
         self.plan_moves(now, out);

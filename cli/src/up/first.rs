@@ -7,7 +7,7 @@ use csnap_proto::ChunkSize;
 use csnap_proto::message::local::ServerState;
 use csnap_proto::message::operate::{OperatorRequest, Source};
 
-use super::layout::Layout;
+use super::layout::{Layout, NodeDir, first_volume};
 use crate::agents;
 use crate::operator::Session;
 
@@ -43,23 +43,23 @@ pub(super) async fn wait_for_server(layout: &Layout) -> anyhow::Result<()> {
     }
 }
 
-/// Makes the first volume, once in the life of a directory.
-pub(super) async fn make_volume(layout: &Layout) -> anyhow::Result<()> {
-    let Some(name) = layout.first_volume() else { return Ok(()) };
+/// Makes the first volume, once in the life of a directory. Says whether it is there.
+pub(super) async fn make_volume(layout: &Layout) -> anyhow::Result<bool> {
     let node = layout.nodes.first().context("there is a node")?;
     let mut session = Session::through(node.config.agent_sock.clone(), node.config.node.clone())?;
-    let listed = session.request(OperatorRequest::VolumeShow { name: name.clone() }).await;
-    if listed.is_err() {
-        let create = OperatorRequest::VolumeCreate {
-            name,
-            size_bytes: FIRST_VOLUME_BYTES,
-            chunk: ChunkSize::MIN,
-            source: Source::Empty,
-        };
-        session.request(create).await.context("the first volume")?;
+    let name = first_volume();
+    let mut there = session.request(OperatorRequest::VolumeShow { name: name.clone() }).await.is_ok();
+    if !layout.first_volume_made() {
+        if !there {
+            let (size_bytes, chunk, source) = (FIRST_VOLUME_BYTES, ChunkSize::MIN, Source::Empty);
+            let create = OperatorRequest::VolumeCreate { name, size_bytes, chunk, source };
+            session.request(create).await.context("the first volume")?;
+            there = true;
+        }
+        layout.remember_first_volume()?;
     }
     session.close().await;
-    layout.remember_first_volume()
+    Ok(there)
 }
 
 /// Waits until every exporter listens, within reason.
@@ -76,7 +76,7 @@ pub(super) async fn wait_for_exporters(layout: &Layout) {
     }
 }
 
-async fn listens(node: &super::layout::NodeDir) -> bool {
+async fn listens(node: &NodeDir) -> bool {
     let Ok(status) = agents::status(&node.config.agent_sock).await else { return false };
     status.nodes.iter().any(|other| other.node == status.node && !other.info.nbd.is_empty())
 }

@@ -30,9 +30,6 @@ use crate::args;
 use crate::commands::attach_uri;
 use crate::operator::draw;
 
-/// The first volume of an empty directory.
-const FIRST_VOLUME: &str = "demo";
-
 /// An exporter of an `up` that was killed may hold its port this long.
 const PORT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -138,10 +135,9 @@ impl Layout {
         write(&self.dir.join("up.toml"), &text)
     }
 
-    /// The first volume, unless it was made before.
-    pub(super) fn first_volume(&self) -> Option<Name> {
-        let name = Name::new(FIRST_VOLUME).expect("letters are a name");
-        (!self.remembered.first_volume_made).then_some(name)
+    /// Whether the first volume was made in this life of the directory or an earlier one.
+    pub(super) fn first_volume_made(&self) -> bool {
+        self.remembered.first_volume_made
     }
 
     /// It is made.
@@ -152,19 +148,20 @@ impl Layout {
         write(&self.dir.join("up.toml"), &text)
     }
 
-    /// What a person needs to go on.
-    pub(super) fn announcement(&self) -> String {
-        let first = Target { volume: Name::new(FIRST_VOLUME).expect("letters are a name"), snapshot: None };
-        let mut text = format!("csnap is up in {}; ^C stops it\n", self.dir.display());
+    /// What a person needs to go on: where the exporters are, with the first volume's name if it is still there.
+    pub(super) fn announcement(&self, has_first_volume: bool) -> String {
+        let first = Target { volume: first_volume(), snapshot: None };
+        let uri = |base: String| if has_first_volume { attach_uri(&base, &first) } else { base };
         let unix = format!("nbd+unix:///?socket={}", self.dir.join("nbd.sock").display());
-        text.push_str(&format!("  {}\n", attach_uri(&unix, &first)));
-        for node in &self.nodes {
-            if let Some(tcp) = node.config.nbd_tcp {
-                text.push_str(&format!("  {}\n", attach_uri(&format!("nbd://{tcp}"), &first)));
-            }
-        }
-        text
+        let tcp = self.nodes.iter().filter_map(|node| node.config.nbd_tcp).map(|tcp| format!("nbd://{tcp}"));
+        let lines = std::iter::once(unix).chain(tcp).map(|base| format!("  {}\n", uri(base)));
+        format!("csnap is up in {}; ^C stops it\n{}", self.dir.display(), lines.collect::<String>())
     }
+}
+
+/// The first volume of an empty directory.
+pub(super) fn first_volume() -> Name {
+    Name::new("demo").expect("letters are a name")
 }
 
 fn node_name(number: u32) -> Name {

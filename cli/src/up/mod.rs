@@ -58,9 +58,9 @@ async fn run_up(dir: &Path, up: args::Up) -> anyhow::Result<()> {
 /// Waits until everything serves, says so, and then for ever.
 async fn serve(layout: &Layout) -> anyhow::Result<()> {
     first::wait_for_server(layout).await?;
-    first::make_volume(layout).await?;
+    let has_first_volume = first::make_volume(layout).await?;
     first::wait_for_exporters(layout).await;
-    output::print(&layout.announcement())?;
+    output::print(&layout.announcement(has_first_volume))?;
     std::future::pending().await
 }
 

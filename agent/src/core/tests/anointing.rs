@@ -54,6 +54,18 @@ fn with_manual_failback_the_server_stays() {
 }
 
 #[test]
+fn a_dead_server_is_not_started_again_until_its_successor_serves() {
+    let mut world = world();
+    world.kill_server(0);
+    world.run_until(FAST, "a successor", |world| {
+        assert!(world.nodes[0].child.is_none() || world.serving() == [1]);
+        world.serving() == [1]
+    });
+    world.run(FAST);
+    assert!(world.nodes[0].child.is_some());
+}
+
+#[test]
 fn ranks_decide_when_the_best_nodes_are_gone() {
     let mut world = world();
     world.kill_agent(1);
@@ -152,7 +164,7 @@ fn a_move_to_a_node_that_dies_meanwhile_costs_one_step() {
     world.ask(0, ToAgent::MoveServer { node: name(2) });
     world.kill_agent(2);
     world.run_until(FAST, "the hand-over", |world| world.serving().is_empty());
-    let took = world.run_until(FAST + PLACE_STEP, "somebody serves", |world| world.serving() == [0]);
+    let took = world.run_until(FAST + PLACE_STEP, "somebody serves", |world| world.serving() == [1]);
     assert!(took >= PLACE_STEP, "the target had its turn, then the best that is left: {took:?}");
 }
 
