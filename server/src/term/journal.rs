@@ -63,6 +63,8 @@ pub(super) struct State<S: Storage> {
     pub(super) kept: Vec<(u64, Position)>,
     pub(super) checkpointing: bool,
     pub(super) checkpoints_begun: u64,
+    /// What earlier terms left is deleted; they write nothing more that anybody needs.
+    pub(super) earlier_reclaimed: bool,
     failed: Option<Fatal>,
 }
 
@@ -93,6 +95,7 @@ impl<S: Storage> Journal<S> {
             kept: vec![(0, Position(0))],
             checkpointing: false,
             checkpoints_begun: 0,
+            earlier_reclaimed: false,
             failed: None,
         };
         let body = seal.encode();

@@ -20,7 +20,11 @@ pub(super) async fn reclaim<S: Storage>(journal: &Journal<S>) -> Result<(), Fata
     }
     let gone = own_files(journal, newest.position, newest.number).await;
     gone.map_err(|error| journal.fail(error.into()))?;
-    earlier_terms(journal).await.map_err(|error| journal.fail(error.into()))
+    if !journal.inner.state.borrow().earlier_reclaimed {
+        earlier_terms(journal).await.map_err(|error| journal.fail(error.into()))?;
+        journal.inner.state.borrow_mut().earlier_reclaimed = true;
+    }
+    Ok(())
 }
 
 async fn own_files<S: Storage>(

@@ -44,6 +44,15 @@ pub struct Report {
     pub damage: Vec<Corrupt>,
 }
 
+impl Report {
+    /// Whether the newest state starts from a checkpoint of a later term. Then the files of `term` are nothing but
+    /// leftovers, of which a power cut may have brought back any part.
+    fn supersedes(&self, term: Term) -> bool {
+        let newest = self.terms.iter().find(|found| Some(found.term) == self.newest);
+        newest.and_then(|found| found.checkpoint).is_some_and(|name| term < name.term)
+    }
+}
+
 /// Reads everything that terms left.
 ///
 /// # Errors
@@ -51,18 +60,22 @@ pub struct Report {
 pub async fn verify<S: Storage>(pool: &Pool<S>) -> Result<Report, TermError> {
     let mut report = Report::default();
     report.chain = note(&mut report.damage, chain(pool).await)?.unwrap_or_default();
-    for term in names::terms(&pool.storage).await? {
+    for term in names::terms(&pool.storage).await?.into_iter().rev() {
         let chained = report.chain.contains(&term);
-        let found = verify_term(pool, term, chained, &mut report.damage).await?;
+        let mut damage = Vec::new();
+        let found = verify_term(pool, term, chained, &mut damage).await?;
+        if !report.supersedes(term) {
+            report.damage.append(&mut damage);
+        }
         if found.sealed && !chained {
             report
                 .damage
                 .push(Corrupt::at("sealed, but not on the chain of successors", names::term_dir(term)));
         }
-        if found.sealed {
+        if found.sealed && report.newest.is_none() {
             report.newest = Some(term);
         }
-        report.terms.push(found);
+        report.terms.insert(0, found);
     }
     if report.newest.is_none() {
         report.damage.push(Corrupt::at("no term has a valid Seal", names::TERMS));

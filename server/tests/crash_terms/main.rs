@@ -50,13 +50,13 @@ fn explore_all(options: &Options, default_seeds: u64) -> usize {
 
 #[test]
 fn what_a_term_acknowledged_is_in_every_later_term() {
-    let states = explore_all(&Options::default(), 24);
+    let states = explore_all(&Options::default(), 16);
     assert!(states >= 10_000 || std::env::var_os("CSNAP_CRASH_SEED").is_some(), "only {states} states");
 }
 
 #[test]
 fn failing_syncs_lose_nothing_that_was_acknowledged() {
-    explore_all(&Options { faults: true, ..Options::default() }, 12);
+    explore_all(&Options { faults: true, ..Options::default() }, 8);
 }
 
 #[test]

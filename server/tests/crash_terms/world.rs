@@ -21,11 +21,19 @@ const ALIVE_MAX: usize = 3;
 /// Small segments, so that they end often.
 pub(crate) const SEGMENT_BYTES: u64 = 24 << 10;
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) canaries: Canaries,
     /// Syncs fail now and then.
     pub(crate) faults: bool,
+    /// At how many of its moments a world's power is cut to see what is left.
+    pub(crate) power_cuts: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { canaries: Canaries::default(), faults: false, power_cuts: 0.3 }
+    }
 }
 
 pub(crate) struct Outcome {
@@ -156,7 +164,7 @@ impl World<'_> {
         if let Some(violation) = &self.shared.ledger.borrow().violation {
             return Err(violation.clone());
         }
-        if !self.rng.chance(0.3) {
+        if !self.rng.chance(self.options.power_cuts) {
             return Ok(());
         }
         let seed = self.rng.next_u64();
