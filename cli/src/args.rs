@@ -124,7 +124,7 @@ pub(crate) enum Volume {
     /// Change a volume's size.
     Resize {
         name: Name,
-        #[arg(long, value_parser = crate::size::parse)]
+        #[arg(long, value_parser = parse_size)]
         size: u64,
     },
     /// Give a volume another name.
@@ -140,7 +140,7 @@ pub(crate) struct VolumeCreate {
     /// Name of the volume.
     pub(crate) name: Name,
     /// Size: bytes, or with K, M, G or T.
-    #[arg(long, value_parser = crate::size::parse, required_unless_present_any = ["origin", "from"])]
+    #[arg(long, value_parser = parse_size, required_unless_present_any = ["origin", "from"])]
     pub(crate) size: Option<u64>,
     /// Where snapshots' content goes: old content aside (in-place), or new content to new places (thin).
     #[arg(long, value_enum, default_value_t = Layout::InPlace)]
@@ -270,6 +270,12 @@ impl std::str::FromStr for SnapshotName {
     }
 }
 
+/// Of a volume.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let bytes = crate::size::parse(text)?;
+    if bytes == 0 { Err("a volume of size 0 holds nothing".to_owned()) } else { Ok(bytes) }
+}
+
 fn parse_chunk(text: &str) -> Result<ChunkSize, String> {
     let bytes = crate::size::parse(text)?;
     ChunkSize::from_bytes(bytes).ok_or_else(|| "a chunk is a power of two from 4K to 4M".to_owned())
@@ -391,6 +397,7 @@ mod tests {
             "csnap up --frobnicate",
             "csnap volume create v",
             "csnap volume create v --size 10X",
+            "csnap volume create v --size 0",
             "csnap volume create v --size 10G --chunk 5K",
             "csnap volume create a/b --size 1G",
             "csnap volume create v --origin a --from b",

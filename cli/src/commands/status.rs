@@ -273,7 +273,8 @@ impl Gathered {
 fn client_json((node, client): &(Name, ClientReport)) -> Value {
     json!({
         "node": node,
-        "volume": client.target.volume,
+        // As its export is called.
+        "volume": client.target.to_string(),
         "snapshot": client.target.snapshot,
         "connections": client.connections,
         "messages": client.messages,

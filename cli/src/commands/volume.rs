@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use csnap_proto::message::operate::{Attachment, OperatorReply, OperatorRequest, Source, VolumeInfo};
 use serde_json::{Value, json};
 
@@ -29,9 +29,6 @@ pub(crate) async fn run(dir: &Path, json: bool, command: Volume) -> anyhow::Resu
 async fn create(dir: &Path, json: bool, create: VolumeCreate) -> anyhow::Result<()> {
     if create.layout == Layout::Thin {
         return not_yet("thin volumes");
-    }
-    if create.size == Some(0) {
-        bail!("a volume of size 0 holds nothing; give --size more");
     }
     let volume = match (&create.origin, &create.from) {
         (Some(origin), _) => {
