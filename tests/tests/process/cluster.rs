@@ -60,7 +60,7 @@ impl Cluster {
         let status = self.try_status();
         let serving = status["server"]["state"] == "serving";
         let exporting = status["nodes"].as_array().is_some_and(|nodes| {
-            nodes.len() == self.nodes as usize && nodes.iter().all(|node| node["export_pid"].is_u64())
+            nodes.len() == self.nodes as usize && nodes.iter().all(|node| node["nbd"].as_array().is_some_and(|uris| !uris.is_empty()))
         });
         let volumes = status["volumes"].as_array().is_some_and(|volumes| !volumes.is_empty());
         serving && exporting && volumes

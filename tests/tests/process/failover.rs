@@ -48,9 +48,10 @@ fn fio_verify(cluster: &Cluster) -> std::process::Child {
     let uri = cluster.uri(1, "demo");
     let log = std::fs::File::create(cluster.scratch().join("fio.log")).expect("a log");
     Command::new("fio")
+        .current_dir(cluster.scratch())
         .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=64M"])
         .args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--loops=3", "--fsync=64"])
-        .arg("--rate_iops=2000")
+        .args(["--rate_iops=2000", "--verify_state_save=0"])
         .arg(format!("--uri={uri}"))
         .stdout(log.try_clone().expect("a second handle"))
         .stderr(log)

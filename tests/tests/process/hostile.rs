@@ -43,7 +43,7 @@ fn garbage_on_every_socket_harms_nobody() {
     let server = cluster.server();
     let status = cluster.status();
     let server_address = status["server"]["address"].as_str().expect("an address").to_owned();
-    let lockd = std::fs::read_to_string(cluster.data().join("lockd1/address")).expect("lockd's address");
+    let lockd = std::fs::read_to_string(cluster.data().join("lockd1/data/address")).expect("lockd's address");
     let exporter = cluster.pid("n1", "export_pid");
     let agent = cluster.pid("n1", "agent_pid");
     for bytes in garbage() {
@@ -74,7 +74,8 @@ fn commands_that_make_no_sense_get_one_clear_line() {
     cluster.csnap(&["snapshot", "create", "v@a"]);
     for arguments in [
         &["volume", "create", "v", "--size", "1M"][..],
-        &["volume", "create", "w", "--size", "16E"],
+        &["volume", "create", "w", "--size", "9000000T"],
+        &["volume", "create", "w", "--size", "17T"],
         &["volume", "create", "w", "--origin", "/no/such/file"],
         &["volume", "create", "w", "--from", "/no/such/file"],
         &["volume", "show", "nobody"],
