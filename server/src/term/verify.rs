@@ -62,11 +62,8 @@ pub async fn verify<S: Storage>(pool: &Pool<S>) -> Result<Report, TermError> {
     report.chain = note(&mut report.damage, chain(pool).await)?.unwrap_or_default();
     for term in names::terms(&pool.storage).await?.into_iter().rev() {
         let chained = report.chain.contains(&term);
-        let mut damage = Vec::new();
-        let found = verify_term(pool, term, chained, &mut damage).await?;
-        if !report.supersedes(term) {
-            report.damage.append(&mut damage);
-        }
+        let superseded = report.supersedes(term);
+        let found = verify_term(pool, term, chained, superseded, &mut report.damage).await?;
         if found.sealed && !chained {
             report
                 .damage
@@ -96,18 +93,21 @@ async fn verify_term<S: Storage>(
     pool: &Pool<S>,
     term: Term,
     chained: bool,
+    superseded: bool,
     damage: &mut Vec<Corrupt>,
 ) -> Result<TermReport, TermError> {
+    let sealed = is_sealed(pool, term).await;
+    let mut ignored = Vec::new();
     let mut report = TermReport {
         term,
         chained,
-        sealed: note(damage, is_sealed(pool, term).await)?.unwrap_or(false),
+        sealed: note(if superseded { &mut ignored } else { damage }, sealed)?.unwrap_or(false),
         gate_open: gate::reads_open(&pool.storage, term).await?,
         records: 0,
         end: None,
         checkpoint: None,
     };
-    if report.sealed {
+    if report.sealed && !superseded {
         note(damage, verify_journal(pool, &mut report).await)?;
         note(damage, verify_base(pool, term).await)?;
         if let Some(name) = report.checkpoint.filter(|name| name.term == term) {

@@ -1,0 +1,269 @@
+//! How a world is drawn from its seed: how many nodes, how fast what is, and which faults this world is about.
+
+use std::time::Duration;
+
+use csnap_proto::PoolId;
+use csnap_server::term::PoolToml;
+use csnap_storage::sim::Rng;
+
+use crate::net::Weather;
+
+/// Rules that the servers and clients of a world break; none, outside tests of the tests.
+#[derive(Clone, Debug, Default)]
+pub struct Canaries {
+    /// Of terms.
+    pub term: csnap_server::term::canary::Canaries,
+    /// Of the server's core.
+    pub core: csnap_server::core::canary::Broken,
+    /// Of the client's core.
+    pub client: csnap_client::core::Canaries,
+}
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// SIGKILL of a server.
+    KillServer,
+    /// SIGSTOP of a server alone.
+    PauseServer,
+    /// SIGSTOP of an agent and its server together, for longer than the lease.
+    PauseNode,
+    /// SIGKILL of an exporter.
+    KillExporter,
+    /// SIGSTOP of an exporter.
+    PauseExporter,
+    /// SIGKILL of an agent.
+    KillAgent,
+    /// SIGKILL of lockd.
+    KillLockd,
+    /// SIGSTOP of lockd.
+    PauseLockd,
+    /// No packet passes between two hosts.
+    Partition,
+    /// No packet passes from one host to another.
+    PartitionOneWay,
+    /// A connection breaks, at both ends or at one.
+    Cut,
+    /// Disks take many times longer.
+    SlowDisk,
+    /// Every process and disk loses its power.
+    PowerLoss,
+    /// A host goes without a word.
+    HostCrash,
+    /// The next sync of something of the pool fails.
+    SyncFails,
+    /// The next write or read of something of the pool fails.
+    IoFails,
+    /// The pool is full.
+    Full,
+    /// A clock jumps ahead.
+    ClockJumps,
+    /// A clock stands still.
+    ClockStops,
+}
+
+impl Fault {
+    /// All kinds.
+    pub const ALL: [Self; 19] = [
+        Self::KillServer,
+        Self::PauseServer,
+        Self::PauseNode,
+        Self::KillExporter,
+        Self::PauseExporter,
+        Self::KillAgent,
+        Self::KillLockd,
+        Self::PauseLockd,
+        Self::Partition,
+        Self::PartitionOneWay,
+        Self::Cut,
+        Self::SlowDisk,
+        Self::PowerLoss,
+        Self::HostCrash,
+        Self::SyncFails,
+        Self::IoFails,
+        Self::Full,
+        Self::ClockJumps,
+        Self::ClockStops,
+    ];
+
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KillServer => "server killed",
+            Self::PauseServer => "server stopped",
+            Self::PauseNode => "agent and server stopped",
+            Self::KillExporter => "exporter killed",
+            Self::PauseExporter => "exporter stopped",
+            Self::KillAgent => "agent killed",
+            Self::KillLockd => "lockd killed",
+            Self::PauseLockd => "lockd stopped",
+            Self::Partition => "partition",
+            Self::PartitionOneWay => "partition one way",
+            Self::Cut => "connection cut",
+            Self::SlowDisk => "slow disk",
+            Self::PowerLoss => "power loss",
+            Self::HostCrash => "host crash",
+            Self::SyncFails => "sync failed",
+            Self::IoFails => "read or write failed",
+            Self::Full => "pool full",
+            Self::ClockJumps => "clock jumped",
+            Self::ClockStops => "clock stood still",
+        }
+    }
+}
+
+/// What guests and operators do.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Volumes, each with a writing guest: chunk size and number of 4 KiB blocks.
+    pub volumes: Vec<(u64, u64)>,
+    /// Guests that read snapshots.
+    pub readers: usize,
+    /// Between requests of a guest, microseconds, about.
+    pub think: u64,
+    /// Requests of a guest at once, at most.
+    pub depth: usize,
+    /// Between snapshot creates, microseconds, about; 0 for none but the final ones.
+    pub create_every: u64,
+    /// Between other things that operators do, microseconds, about; 0 for none.
+    pub operate_every: u64,
+    /// Probability that a writer moves on after a request.
+    pub leave: f64,
+    /// Probability that a written request may take the fast way.
+    pub fast: f64,
+    /// Blocks that get most of the writes, so that chunks are met again.
+    pub hot_blocks: u64,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// All else is drawn from it.
+    pub seed: u64,
+    /// Nodes; lockd has a host of its own behind them.
+    pub nodes: usize,
+    /// Hosts.
+    pub hosts: usize,
+    /// Largest drift of a clock, parts in a million.
+    pub drift_ppm: u64,
+    /// Delays and losses.
+    pub weather: Weather,
+    /// Keep a trace.
+    pub trace: bool,
+    /// Print it as it comes.
+    pub print: bool,
+    /// Broken rules.
+    pub canaries: Canaries,
+    /// A standby looks for news so often, microseconds.
+    pub follow_every: u64,
+    /// Lease of client sessions.
+    pub client_lease: Duration,
+    /// How long a create waits for the writer.
+    pub drain_patience: Duration,
+    /// The pool.
+    pub pool: PoolToml,
+    /// Bound of each client's cache.
+    pub unique_cache_bytes: usize,
+    /// When clients start writeback.
+    pub writeback_bytes: u64,
+    /// Exporters act on news of a serving server.
+    pub heeds_news: bool,
+    /// Of the nodes.
+    pub priorities: Vec<u32>,
+    /// Better nodes get the server back.
+    pub failback: bool,
+    /// See the agent's configuration.
+    pub ping_interval: Duration,
+    /// As above.
+    pub ping_timeout: Duration,
+    /// As above.
+    pub place_step: Duration,
+    /// As above.
+    pub failback_after: Duration,
+    /// As above, milliseconds.
+    pub lease_ms: u64,
+    /// As above, milliseconds.
+    pub renew_ms: u64,
+    /// What guests do.
+    pub work: Work,
+    /// Faults of this world, each as often as it stands here.
+    pub faults: Vec<Fault>,
+    /// Between faults, microseconds, about.
+    pub fault_every: u64,
+    /// How long the storm lasts, microseconds.
+    pub storm: u64,
+}
+
+/// Storms last this long, microseconds: a world is meant to see at least a minute of work.
+pub const STORM: u64 = 60_000_000;
+
+impl Plan {
+    /// The world of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let rng = &mut Rng::new(seed ^ 0x7770_6c61_6e00);
+        let nodes = [3, 3, 3, 2][rng.index(4)];
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&seed.to_le_bytes());
+        id[8] = 1;
+        let mut pool = PoolToml::new(PoolId(id), rng.chance(0.3));
+        pool.segment_bytes = [64 << 10, 128 << 10, 256 << 10, 1 << 20][rng.index(4)];
+        let faults = Self::draw_faults(rng);
+        let chunks = [4096, 4096, 16384, 65536];
+        let volumes = (0..2 + rng.below(2)).map(|_| (chunks[rng.index(4)], 64 << rng.below(3))).collect();
+        Self {
+            seed,
+            nodes,
+            hosts: nodes + 1,
+            drift_ppm: [0, 100, 5_000, 10_000][rng.index(4)],
+            weather: Weather {
+                delay: 30 + rng.below(400),
+                jitter: [10, 100, 1000, 5000][rng.index(4)],
+                loss: [0.0, 0.0, 0.001, 0.01][rng.index(4)],
+            },
+            trace: false,
+            print: false,
+            canaries: Canaries::default(),
+            follow_every: [50_000, 100_000, 200_000, 400_000][rng.index(4)],
+            client_lease: Duration::from_millis(1500 + rng.below(5000)),
+            drain_patience: Duration::from_millis(500 + rng.below(3000)),
+            pool,
+            unique_cache_bytes: [0, 1 << 10, 64 << 20][rng.index(3)],
+            writeback_bytes: [0, 64 << 10, 64 << 20][rng.index(3)],
+            heeds_news: rng.chance(0.7),
+            priorities: (0..nodes).map(|_| [100, 100, 50, 10][rng.index(4)]).collect(),
+            failback: rng.chance(0.5),
+            ping_interval: Duration::from_millis(100),
+            ping_timeout: Duration::from_millis(500),
+            place_step: Duration::from_millis(40),
+            failback_after: Duration::from_millis(1000 + rng.below(4000)),
+            lease_ms: 1500,
+            renew_ms: 250,
+            work: Work {
+                volumes,
+                readers: 1 + rng.index(3),
+                think: 10_000 + rng.below(30_000),
+                depth: 1 + rng.index(4),
+                create_every: 2_000_000 + rng.below(6_000_000),
+                operate_every: 1_000_000 + rng.below(4_000_000),
+                leave: [0.0, 0.001, 0.01][rng.index(3)],
+                fast: [0.0, 0.3, 0.9][rng.index(3)],
+                hot_blocks: 8 + rng.below(56),
+            },
+            faults,
+            fault_every: 1_500_000 + rng.below(10_000_000),
+            storm: STORM,
+        }
+    }
+
+    /// Each world is about a few kinds of faults, so that some worlds see much of what others see little.
+    fn draw_faults(rng: &mut Rng) -> Vec<Fault> {
+        let count = 2 + rng.index(6);
+        let mut faults: Vec<Fault> = (0..count).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
+        if rng.chance(0.5) {
+            faults.push(Fault::KillServer);
+        }
+        faults
+    }
+}

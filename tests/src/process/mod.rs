@@ -1,0 +1,75 @@
+//! The processes of the simulated world: shells around the cores and procedures that ship. A shell here does what the real
+//! one does, and nothing more: it moves events, carries outputs out in order, and dies when it is killed.
+
+pub mod agent;
+pub mod exporter;
+pub mod lockd;
+pub mod operator;
+pub mod server;
+
+use csnap_proto::Time;
+
+use crate::sim::{Event, HostId, ProcId, Sim};
+
+/// A running process.
+pub enum Process {
+    /// A node's agent.
+    Agent(Box<agent::AgentProc>),
+    /// A server: standing by, taking over or serving.
+    Server(Box<server::ServerProc>),
+    /// A node's exporter.
+    Exporter(Box<exporter::ExporterProc>),
+    /// The lock manager.
+    Lockd(Box<lockd::LockdProc>),
+    /// A command of an operator.
+    Operator(Box<operator::OperatorProc>),
+}
+
+impl Process {
+    /// Starts what was ordered.
+    pub fn start(sim: &mut Sim, id: ProcId, host: HostId, what: &crate::sim::Spawn) -> Self {
+        use crate::sim::Spawn;
+        match what {
+            Spawn::Agent => Self::Agent(Box::new(agent::AgentProc::start(sim, id, host))),
+            Spawn::Server { agent } => Self::Server(Box::new(server::ServerProc::start(sim, id, host, *agent))),
+            Spawn::Exporter => Self::Exporter(Box::new(exporter::ExporterProc::start(sim, id, host))),
+            Spawn::Lockd => Self::Lockd(Box::new(lockd::LockdProc::start(sim, id, host))),
+            Spawn::Operator => Self::Operator(Box::new(operator::OperatorProc::start(sim, id, host))),
+        }
+    }
+
+    /// Takes an event in.
+    pub fn on_event(&mut self, sim: &mut Sim, event: Event) {
+        match self {
+            Self::Agent(process) => process.on_event(sim, event),
+            Self::Server(process) => process.on_event(sim, event),
+            Self::Exporter(process) => process.on_event(sim, event),
+            Self::Lockd(process) => process.on_event(sim, event),
+            Self::Operator(process) => process.on_event(sim, event),
+        }
+    }
+
+    /// When it wants a tick, by its host's clock.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        match self {
+            Self::Agent(process) => process.deadline(),
+            Self::Server(process) => process.deadline(),
+            Self::Exporter(process) => process.deadline(),
+            Self::Lockd(process) => process.deadline(),
+            Self::Operator(process) => process.deadline(),
+        }
+    }
+
+    /// What it is, for people.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Agent(_) => "agent",
+            Self::Server(_) => "server",
+            Self::Exporter(_) => "exporter",
+            Self::Lockd(_) => "lockd",
+            Self::Operator(_) => "operator",
+        }
+    }
+}
