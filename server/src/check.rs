@@ -75,7 +75,9 @@ pub async fn check<S: Storage>(storage: &S, repair: bool) -> Result<CheckReport,
     };
     report.terms = found.terms.len();
     report.records = found.terms.iter().map(|term| term.records).sum();
-    report.damage.extend(found.damage.into_iter().map(|corrupt| Finding { what: corrupt.what, at: corrupt.at }));
+    report
+        .damage
+        .extend(found.damage.into_iter().map(|corrupt| Finding { what: corrupt.what, at: corrupt.at }));
     if report.damage.is_empty() {
         check_state(&pool, &mut report).await?;
     }
@@ -86,7 +88,10 @@ pub async fn check<S: Storage>(storage: &S, repair: bool) -> Result<CheckReport,
 }
 
 /// The lock that a serving server holds on its gate, or nothing if one does.
-pub(crate) async fn lock_gate<S: Storage>(pool: &Pool<S>, term: Term) -> Result<Option<S::File>, StorageError> {
+pub(crate) async fn lock_gate<S: Storage>(
+    pool: &Pool<S>,
+    term: Term,
+) -> Result<Option<S::File>, StorageError> {
     let file = pool.storage.open(&names::gate(term), Access::Read).await?;
     Ok(pool.storage.try_lock(&file).await?.then_some(file))
 }
@@ -113,7 +118,11 @@ async fn check_state<S: Storage>(pool: &Pool<S>, report: &mut CheckReport) -> Re
 }
 
 /// Every volume has its head, of its size; every head has its volume.
-async fn check_heads<S: Storage>(storage: &S, state: &State, report: &mut CheckReport) -> Result<(), CheckError> {
+async fn check_heads<S: Storage>(
+    storage: &S,
+    state: &State,
+    report: &mut CheckReport,
+) -> Result<(), CheckError> {
     let mut expected: BTreeSet<String> = state.removable_heads().map(VolumeId::file_name).collect();
     for volume in state.volumes() {
         let path = match &volume.origin {
@@ -129,13 +138,17 @@ async fn check_heads<S: Storage>(storage: &S, state: &State, report: &mut CheckR
             },
         };
         let what = match (stat, &volume.origin) {
-            (Err(StorageError::NotFound { .. }), _) => format!("the head of volume {} is missing", volume.name),
+            (Err(StorageError::NotFound { .. }), _) => {
+                format!("the head of volume {} is missing", volume.name)
+            }
             (Err(error), _) => return Err(error.into()),
             (Ok(stat), _) if stat.size_bytes < volume.size_bytes => {
                 let (is, should) = (stat.size_bytes, volume.size_bytes);
                 format!("the head of volume {} has {is} bytes, not {should}", volume.name)
             }
-            (Ok(stat), Origin::Adopted { device, inode, .. }) if (stat.device, stat.inode) != (*device, *inode) => {
+            (Ok(stat), Origin::Adopted { device, inode, .. })
+                if (stat.device, stat.inode) != (*device, *inode) =>
+            {
                 format!("it is not the origin that volume {} adopted", volume.name)
             }
             (Ok(_), _) => continue,
@@ -152,7 +165,11 @@ async fn check_heads<S: Storage>(storage: &S, state: &State, report: &mut CheckR
 }
 
 /// Every arena that the state knows is there; every other is a leftover.
-async fn check_arenas<S: Storage>(storage: &S, state: &State, report: &mut CheckReport) -> Result<(), CheckError> {
+async fn check_arenas<S: Storage>(
+    storage: &S,
+    state: &State,
+    report: &mut CheckReport,
+) -> Result<(), CheckError> {
     let expected: BTreeSet<String> = state.arenas().map(|(term, arena)| arena_path(term, arena)).collect();
     let mut found = BTreeSet::new();
     for term in storage.list(names::STORE).await? {

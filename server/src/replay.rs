@@ -55,7 +55,11 @@ impl Replay for StateReplay {
         } else {
             loader.finish().map_err(|corrupt| Corrupt::new(corrupt.what))?
         };
-        if self.state.pool() == self.pool { Ok(()) } else { Err(Corrupt::new("a checkpoint of another pool")) }
+        if self.state.pool() == self.pool {
+            Ok(())
+        } else {
+            Err(Corrupt::new("a checkpoint of another pool"))
+        }
     }
 
     fn batch(&mut self, body: &[u8]) -> Result<(), Corrupt> {

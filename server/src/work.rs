@@ -40,7 +40,13 @@ impl<S: Storage> Workbench<S> {
     pub fn new(pool: &Pool<S>, journal: Journal<S>) -> Self {
         let storage = pool.storage.clone();
         let checkpoint_every_bytes = pool.segment_bytes() / 2;
-        Self { files: Files::new(storage.clone()), storage, pool: pool.clone(), journal, checkpoint_every_bytes }
+        Self {
+            files: Files::new(storage.clone()),
+            storage,
+            pool: pool.clone(),
+            journal,
+            checkpoint_every_bytes,
+        }
     }
 
     /// The journal.

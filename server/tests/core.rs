@@ -8,8 +8,8 @@ use std::time::Duration;
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, RefusalKind, Source};
 use csnap_proto::message::volume::{Attach, FromServer, Identify, IdentifyOk, Place, ToServer};
 use csnap_proto::{
-    Chunk, ChunkRange, ChunkSize, Frame, FreeBatchId, InstanceId, Name, PoolId, ReadId, RequestId, RequestToken, Secret,
-    Sequence, SessionId, Target, Term, Time, WallMillis,
+    Chunk, ChunkRange, ChunkSize, Frame, FreeBatchId, InstanceId, Name, PoolId, ReadId, RequestId,
+    RequestToken, Secret, Sequence, SessionId, Target, Term, Time, WallMillis,
 };
 use csnap_server::core::{Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
 use csnap_server::state::{Record, State};
@@ -211,7 +211,12 @@ fn range(first: u64, count: u64) -> ChunkRange {
 
 fn create_volume(volume: &str) -> OperatorRequest {
     let size_bytes = 4096 * 4096;
-    OperatorRequest::VolumeCreate { name: name(volume), size_bytes, chunk: ChunkSize::MIN, source: Source::Empty }
+    OperatorRequest::VolumeCreate {
+        name: name(volume),
+        size_bytes,
+        chunk: ChunkSize::MIN,
+        source: Source::Empty,
+    }
 }
 
 fn create_snapshot(sequence: u64, snapshot: &str) -> ToServer {
@@ -393,7 +398,9 @@ fn a_create_without_a_writer_syncs_the_head_and_a_newcomer_is_drained() {
 #[test]
 fn a_second_writer_is_refused_and_told_who_holds_the_volume() {
     let mut desk = Desk::with_writer();
-    let FromServer::Refused(refusal) = desk.connect(3, 3, Attach::Writer(name("v"))) else { panic!("refused") };
+    let FromServer::Refused(refusal) = desk.connect(3, 3, Attach::Writer(name("v"))) else {
+        panic!("refused")
+    };
     assert_eq!(refusal.kind, RefusalKind::Busy);
     assert!(refusal.reason.contains("pid 2"), "{}", refusal.reason);
 }
@@ -405,7 +412,10 @@ fn silence_takes_a_connection_and_not_the_volume() {
     assert!(desk.closed.contains(&ConnId(2)));
     desk.connect(5, 1, Attach::Operator);
     assert_eq!(refused(&desk.connect(3, 3, Attach::Writer(name("v")))), Some(RefusalKind::Busy));
-    assert!(matches!(desk.connect(4, 2, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)), "it comes back");
+    assert!(
+        matches!(desk.connect(4, 2, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)),
+        "it comes back"
+    );
 }
 
 #[test]
@@ -517,7 +527,8 @@ fn deleting_every_snapshot_gives_all_space_back() {
         desk.write(sequence, 600);
     }
     for (sequence, snapshot) in [(5, "b"), (6, "a"), (7, "c")] {
-        let request = OperatorRequest::SnapshotDelete { target: target(&format!("v@{snapshot}")), force: false };
+        let request =
+            OperatorRequest::SnapshotDelete { target: target(&format!("v@{snapshot}")), force: false };
         desk.operate(1, sequence, request);
     }
     for _ in 0..20 {

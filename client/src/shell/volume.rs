@@ -12,7 +12,9 @@ use csnap_proto::{InstanceId, Name, Secret, SessionId, Target, Term};
 use super::driver;
 use super::link::ServerSource;
 use super::shared::Shared;
-use crate::core::{Canaries, ClientCore, CoreConfig, Input, Op, RequestError, UNIQUE_CACHE_BYTES, WRITEBACK_BYTES};
+use crate::core::{
+    Canaries, ClientCore, CoreConfig, Input, Op, RequestError, UNIQUE_CACHE_BYTES, WRITEBACK_BYTES,
+};
 use crate::head::{Arenas, BlockRun, DataConfig, HeadFile};
 
 /// Pause between attempts at the lock of a head that another process still holds.

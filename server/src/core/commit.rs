@@ -99,7 +99,8 @@ impl Pipeline {
 
     /// The batch that was given to the journal is durable.
     pub(super) fn appended(&mut self, id: BatchId, out: &mut Vec<Output>) {
-        let batch = self.appending.take_if(|batch| batch.id == id).expect("the journal answers what it was given");
+        let batch =
+            self.appending.take_if(|batch| batch.id == id).expect("the journal answers what it was given");
         out.push(Output::ReadGate { batch: id });
         self.at_gate.push_back(batch);
     }

@@ -149,7 +149,12 @@ impl ServerCore {
         match (&connection.peer, frame.message) {
             (None, ToServer::Identify(identify)) => self.on_identify(conn, id, identify, out),
             (None, _) | (Some(_), ToServer::Identify(_)) => {
-                self.refuse(conn, id, RefusalKind::Invalid, "a connection starts with one Identify, and has no other");
+                self.refuse(
+                    conn,
+                    id,
+                    RefusalKind::Invalid,
+                    "a connection starts with one Identify, and has no other",
+                );
                 self.pipeline.then(Output::Close { conn });
             }
             (Some(_), ToServer::QueryWrite { ranges }) => self.on_query_write(conn, id, ranges),

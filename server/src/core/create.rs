@@ -128,7 +128,10 @@ impl ServerCore {
 
     /// A writer identified itself while a create is active: it is asked to drain anew, whoever was asked before.
     pub(super) fn advise_newcomer(&mut self, volume: VolumeId, conn: ConnId) {
-        let Some((token, phase)) = self.creates.active(volume).map(|create| (create.token, create.phase)) else { return };
+        let Some((token, phase)) = self.creates.active(volume).map(|create| (create.token, create.phase))
+        else {
+            return;
+        };
         if self.config.broken.breaks(Canary::NotDrainedAnew) {
             return self.record_snapshot(volume, Some(conn));
         }
@@ -143,7 +146,8 @@ impl ServerCore {
     pub(super) fn on_advice_ok(&mut self, conn: ConnId, id: RequestId, advice: RequestToken) {
         let Some(volume) = self.writes_to(conn) else { return };
         let Some(create) = self.creates.active(volume) else { return };
-        let counts = matches!(create.phase, Phase::Draining { asked: Some(asked), .. } if asked == (conn, id));
+        let counts =
+            matches!(create.phase, Phase::Draining { asked: Some(asked), .. } if asked == (conn, id));
         if create.token == advice && counts {
             self.record_snapshot(volume, Some(conn));
         }
@@ -162,10 +166,13 @@ impl ServerCore {
     /// The volume is at rest and durable: this is the instant.
     fn record_snapshot(&mut self, volume: VolumeId, drained: Option<ConnId>) {
         let Some(create) = self.pop_active(volume) else { return };
-        let Some((epoch, size_bytes)) = self.state.volume(volume).map(|v| (v.epoch, v.size_bytes)) else { return };
+        let Some((epoch, size_bytes)) = self.state.volume(volume).map(|v| (v.epoch, v.size_bytes)) else {
+            return;
+        };
         if self.state.snapshot_by_name(volume, &create.name).is_some() {
             // Another create of this name was ahead in the queue.
-            let refusal = Refusal::new(RefusalKind::Exists, format!("a snapshot {} exists by now", create.name));
+            let refusal =
+                Refusal::new(RefusalKind::Exists, format!("a snapshot {} exists by now", create.name));
             self.resume(volume, drained, create.token);
             self.answer(create.requester, Err(refusal));
         } else {
@@ -201,10 +208,13 @@ impl ServerCore {
         };
         let late: Vec<VolumeId> = self.creates.queues.iter().filter_map(late).collect();
         for volume in late {
-            let holder = self.state.writer_of(volume).map(|s| (s.id, format!("node {} (pid {})", s.node, s.pid)));
+            let holder =
+                self.state.writer_of(volume).map(|s| (s.id, format!("node {} (pid {})", s.node, s.pid)));
             let reason = match holder {
                 Some((session, who)) if self.connections.of_session(session).is_some() => {
-                    format!("the writer on {who} did not drain in time; try again, or look at that node's disk")
+                    format!(
+                        "the writer on {who} did not drain in time; try again, or look at that node's disk"
+                    )
                 }
                 Some((_, who)) => format!(
                     "the writer on {who} is not reachable; its volume can be snapshotted when it is back, reaped or fenced"

@@ -119,7 +119,11 @@ impl ServerCore {
         if self.config.broken.breaks(Canary::GrantBeforeCopy) {
             return self.finish_query(query);
         }
-        if missing == 0 { self.finish_query(query) } else { drop(self.grants.queries.insert(query_id, query)) }
+        if missing == 0 {
+            self.finish_query(query)
+        } else {
+            drop(self.grants.queries.insert(query_id, query))
+        }
     }
 
     /// Puts a query on the list of a shared chunk; false if it stands there already (its ranges overlap).
@@ -282,7 +286,8 @@ fn block_offset(run: ChunkRange, chunk: Chunk, blocks: u32) -> u32 {
 
 /// Gives each chunk its place: runs of neighbours with contiguous places, in order.
 fn pair(chunks: &[Chunk], places: &[StoreExtent], blocks: u32) -> Vec<(ChunkRange, StoreExtent)> {
-    let per_chunk = |e: &StoreExtent| (0..e.blocks / blocks).map(|i| e.at.plus(i * blocks)).collect::<Vec<Location>>();
+    let per_chunk =
+        |e: &StoreExtent| (0..e.blocks / blocks).map(|i| e.at.plus(i * blocks)).collect::<Vec<Location>>();
     let locations = places.iter().flat_map(per_chunk);
     let mut moves: Vec<(ChunkRange, StoreExtent)> = Vec::new();
     for (&chunk, at) in chunks.iter().zip(locations) {
@@ -294,7 +299,11 @@ fn pair(chunks: &[Chunk], places: &[StoreExtent], blocks: u32) -> Vec<(ChunkRang
             _ => moves.push((ChunkRange::one(chunk), StoreExtent { at, blocks })),
         }
     }
-    assert_eq!(moves.iter().map(|(run, _)| run.count).sum::<u64>(), chunks.len() as u64, "as many places as chunks");
+    assert_eq!(
+        moves.iter().map(|(run, _)| run.count).sum::<u64>(),
+        chunks.len() as u64,
+        "as many places as chunks"
+    );
     moves
 }
 

@@ -383,7 +383,9 @@ impl ServerCore {
             Input::TaskEnded { task, done } => self.on_task_ended(task, done, out),
             Input::Punched { extents } => self.on_punched(extents),
             Input::HeadRemoved { volume } => self.on_head_removed(volume),
-            Input::TermsDead { terms } => terms.into_iter().for_each(|term| drop(self.on_server_reaped(term))),
+            Input::TermsDead { terms } => {
+                terms.into_iter().for_each(|term| drop(self.on_server_reaped(term)))
+            }
             Input::CheckpointDue => self.checkpoint_due = true,
             Input::Drain => self.draining = true,
             Input::Tick => self.on_tick(out),

@@ -69,7 +69,10 @@ impl Operations {
 
     /// Requests of a session whose results are yet to be stored.
     fn mutating_in_hand(&self, session: SessionId) -> usize {
-        let of_session = RequestKey { session, sequence: Sequence(0) }..=RequestKey { session, sequence: Sequence(u64::MAX) };
+        let of_session = RequestKey { session, sequence: Sequence(0) }..=RequestKey {
+            session,
+            sequence: Sequence(u64::MAX),
+        };
         self.in_hand.range(of_session).filter(|(_, route)| route.mutating).count()
     }
 }
@@ -104,7 +107,12 @@ impl ServerCore {
             let full = |session: &Session| !session.can_store(in_hand, lowest_unanswered);
             if self.state.session(key.session).is_some_and(full) {
                 self.operations.in_hand.remove(&key);
-                return self.refuse(conn, id, RefusalKind::Invalid, "too many unacknowledged results in this session");
+                return self.refuse(
+                    conn,
+                    id,
+                    RefusalKind::Invalid,
+                    "too many unacknowledged results in this session",
+                );
             }
         }
         self.dispatch(key, request);
@@ -124,7 +132,9 @@ impl ServerCore {
             }
             R::VolumePublish { name } => self.publish_volume(&name),
             R::VolumeList => Ok(OperatorReply::Volumes(self.volume_infos())),
-            R::VolumeShow { name } => self.volume_id(&name).map(|id| OperatorReply::Volume(self.volume_info(id))),
+            R::VolumeShow { name } => {
+                self.volume_id(&name).map(|id| OperatorReply::Volume(self.volume_info(id)))
+            }
             R::VolumeRename { from, to } => self.rename_volume(&from, to),
             R::VolumeDelete { name } => self.delete_volume(&name),
             R::SnapshotList { volume, after } => self.list_snapshots(volume, after),
@@ -199,7 +209,14 @@ impl ServerCore {
         self.start_tasks(out);
     }
 
-    fn create_volume(&mut self, key: RequestKey, name: Name, size_bytes: u64, chunk: ChunkSize, source: Source) {
+    fn create_volume(
+        &mut self,
+        key: RequestKey,
+        name: Name,
+        size_bytes: u64,
+        chunk: ChunkSize,
+        source: Source,
+    ) {
         let adopts = matches!(source, Source::Adopt { .. });
         if self.state.volume_by_name(&name).is_some() || self.operations.names.contains(&name) {
             let reason = format!("volume {name} exists; choose another name, or delete it first");
@@ -221,7 +238,10 @@ impl ServerCore {
                 self.start_task(Purpose::AdoptVolume { key, volume }, Task::InspectOrigin { path });
             }
             Source::Empty | Source::Import => {
-                self.start_task(Purpose::CreateVolume { key, volume }, Task::CreateHead { volume: id, size_bytes });
+                self.start_task(
+                    Purpose::CreateVolume { key, volume },
+                    Task::CreateHead { volume: id, size_bytes },
+                );
             }
         }
     }
@@ -229,7 +249,9 @@ impl ServerCore {
     /// Checks an origin that was looked at: nobody else's, not the pool's, large enough.
     fn adopt(&self, volume: &mut NewVolume, done: TaskDone) -> Result<Origin, Refusal> {
         let (path, size_bytes, device, inode, in_pool) = match done {
-            TaskDone::Inspected { path, size_bytes, device, inode, in_pool } => (path, size_bytes, device, inode, in_pool),
+            TaskDone::Inspected { path, size_bytes, device, inode, in_pool } => {
+                (path, size_bytes, device, inode, in_pool)
+            }
             TaskDone::Failed(refusal) => return Err(refusal),
             _ => return Err(Refusal::new(RefusalKind::Media, "the origin could not be inspected")),
         };
@@ -239,13 +261,17 @@ impl ServerCore {
             return Err(Refusal::new(RefusalKind::Busy, reason));
         }
         if in_pool {
-            return Err(Refusal::new(RefusalKind::Invalid, format!("{path} lies in the pool; give a path outside")));
+            return Err(Refusal::new(
+                RefusalKind::Invalid,
+                format!("{path} lies in the pool; give a path outside"),
+            ));
         }
         if volume.size_bytes == 0 {
             volume.size_bytes = size_bytes;
         }
         if volume.size_bytes != size_bytes || size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
-            let reason = format!("{path} has {size_bytes} bytes, not {}; leave --size out", volume.size_bytes);
+            let reason =
+                format!("{path} has {size_bytes} bytes, not {}; leave --size out", volume.size_bytes);
             return Err(Refusal::new(RefusalKind::Invalid, reason));
         }
         Ok(Origin::Adopted { path, device, inode })
@@ -287,7 +313,10 @@ impl ServerCore {
     fn rename_volume(&mut self, from: &Name, to: Name) -> Result<OperatorReply, Refusal> {
         let volume = self.volume_id(from)?;
         if self.state.volume_by_name(&to).is_some() || self.operations.names.contains(&to) {
-            return Err(Refusal::new(RefusalKind::Exists, format!("volume {to} exists; choose another name")));
+            return Err(Refusal::new(
+                RefusalKind::Exists,
+                format!("volume {to} exists; choose another name"),
+            ));
         }
         self.record(Record::VolumeRename { volume, name: to });
         Ok(OperatorReply::Done)
@@ -296,7 +325,8 @@ impl ServerCore {
     fn delete_volume(&mut self, name: &Name) -> Result<OperatorReply, Refusal> {
         let volume = self.volume_id(name)?;
         if let Some(holder) = self.state.writer_of(volume) {
-            let reason = format!("{name} is attached on node {} (pid {}); detach it first", holder.node, holder.pid);
+            let reason =
+                format!("{name} is attached on node {} (pid {}); detach it first", holder.node, holder.pid);
             return Err(Refusal::new(RefusalKind::Busy, reason));
         }
         let snapshots = self.state.snapshot_count(volume);
@@ -321,8 +351,11 @@ impl ServerCore {
     /// Acknowledged as soon as its record is durable; what only it held is reaped in the background.
     fn delete_snapshot(&mut self, target: &Target, force: bool) -> Result<OperatorReply, Refusal> {
         let (volume, epoch) = self.snapshot_id(target)?;
-        let readers: Vec<String> =
-            self.state.readers_of(volume, epoch).map(|s| format!("node {} (pid {})", s.node, s.pid)).collect();
+        let readers: Vec<String> = self
+            .state
+            .readers_of(volume, epoch)
+            .map(|s| format!("node {} (pid {})", s.node, s.pid))
+            .collect();
         if !readers.is_empty() && !force {
             let reason = format!("{target} is read on {}; detach it, or use --force", readers.join(", "));
             return Err(Refusal::new(RefusalKind::Busy, reason));
@@ -330,8 +363,12 @@ impl ServerCore {
         self.break_all_marks(volume);
         self.record(Record::SnapshotDelete { volume, epoch });
         let gone = Attached::Snapshot(volume, epoch);
-        let conns: Vec<ConnId> =
-            self.connections.readers().filter(|&(_, attached)| attached == gone).map(|(conn, _)| conn).collect();
+        let conns: Vec<ConnId> = self
+            .connections
+            .readers()
+            .filter(|&(_, attached)| attached == gone)
+            .map(|(conn, _)| conn)
+            .collect();
         for conn in conns {
             self.send(conn, RequestId(0), FromServer::SnapshotGone);
         }
@@ -347,7 +384,9 @@ impl ServerCore {
         let Some(name) = &target.snapshot else {
             return Err(Refusal::new(RefusalKind::Invalid, "a snapshot is named VOLUME@SNAPSHOT"));
         };
-        let missing = || Refusal::new(RefusalKind::NotFound, format!("{target} does not exist; see csnap snapshot list"));
+        let missing = || {
+            Refusal::new(RefusalKind::NotFound, format!("{target} does not exist; see csnap snapshot list"))
+        };
         self.state.snapshot_by_name(volume, name).map(|s| (volume, s.epoch)).ok_or_else(missing)
     }
 

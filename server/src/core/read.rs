@@ -26,9 +26,16 @@ pub(super) struct Mark {
 }
 
 impl ServerCore {
-    pub(super) fn on_query_snapshot_read(&mut self, conn: ConnId, id: RequestId, read: ReadId, ranges: &[ChunkRange]) {
+    pub(super) fn on_query_snapshot_read(
+        &mut self,
+        conn: ConnId,
+        id: RequestId,
+        read: ReadId,
+        ranges: &[ChunkRange],
+    ) {
         let Some((volume, epoch)) = self.reader(conn, id) else { return };
-        let chunks = self.state.snapshot(volume, epoch).map(|s| s.size_bytes.div_ceil(self.state.chunk_bytes(volume)));
+        let chunks =
+            self.state.snapshot(volume, epoch).map(|s| s.size_bytes.div_ceil(self.state.chunk_bytes(volume)));
         let Some(chunks) = chunks else {
             return self.refuse(conn, id, RefusalKind::Gone, "the snapshot was deleted");
         };

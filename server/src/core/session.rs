@@ -79,16 +79,21 @@ impl ServerCore {
     fn check_import(&self, volume: VolumeId, identify: &Identify) -> Result<(), Refusal> {
         let importer = self.state.volume(volume).and_then(|v| v.importer).and_then(|s| self.state.session(s));
         match importer {
-            Some(importer) if importer.instance != identify.instance => {
-                Err(Refusal::new(RefusalKind::Busy, format!("it is being imported on node {}", importer.node)))
-            }
+            Some(importer) if importer.instance != identify.instance => Err(Refusal::new(
+                RefusalKind::Busy,
+                format!("it is being imported on node {}", importer.node),
+            )),
             _ => Ok(()),
         }
     }
 
     fn held_by(&self, name: &str, holder: &Session) -> Refusal {
         let present = self.connections.of_session(holder.id).is_some();
-        let state = if present { "attached" } else { "attached, and lost: it must come back, be reaped or be fenced," };
+        let state = if present {
+            "attached"
+        } else {
+            "attached, and lost: it must come back, be reaped or be fenced,"
+        };
         let reason = format!("{name} is {state} on node {} (pid {})", holder.node, holder.pid);
         Refusal::new(RefusalKind::Busy, reason)
     }
@@ -115,8 +120,13 @@ impl ServerCore {
     /// Tells a client what it attached. Outside a drain this is also the Resume: the client may write again.
     fn welcome(&mut self, conn: ConnId, id: RequestId, attached: Attached) {
         let lease_ms = u64::try_from(self.config.client_lease.as_millis()).unwrap_or(u64::MAX);
-        let mut answer =
-            IdentifyOk { geometry: None, epoch: Epoch(0), all_unique: false, lease_ms, advice_follows: false };
+        let mut answer = IdentifyOk {
+            geometry: None,
+            epoch: Epoch(0),
+            all_unique: false,
+            lease_ms,
+            advice_follows: false,
+        };
         match attached {
             Attached::Operator => {}
             Attached::Writer(volume) => {
@@ -225,7 +235,11 @@ impl ServerCore {
             }
         }
         if let Attached::Writer(volume) = attached {
-            let importer_gone = self.state.volume(volume).and_then(|v| v.importer).is_some_and(|s| self.state.session(s).is_none());
+            let importer_gone = self
+                .state
+                .volume(volume)
+                .and_then(|v| v.importer)
+                .is_some_and(|s| self.state.session(s).is_none());
             if importer_gone {
                 self.record(Record::VolumeDelete { volume });
             }

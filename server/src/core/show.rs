@@ -29,7 +29,10 @@ impl ServerCore {
             self.state.sessions_of(id).map(|session| self.attachment(session)).collect();
         let lost = writer.filter(|w| self.connections.of_session(w.id).is_none());
         let blocked = lost.map(|w| {
-            format!("its writer on node {} (pid {}) is lost; it must come back, be reaped or be fenced", w.node, w.pid)
+            format!(
+                "its writer on node {} (pid {}) is lost; it must come back, be reaped or be fenced",
+                w.node, w.pid
+            )
         });
         VolumeInfo {
             id,
@@ -91,7 +94,8 @@ impl ServerCore {
             if !wanted || after.as_ref().is_some_and(|(last, _)| name < last) {
                 continue;
             }
-            let from = after.as_ref().filter(|(last, _)| last == name).map_or(Epoch(0), |(_, epoch)| epoch.next());
+            let from =
+                after.as_ref().filter(|(last, _)| last == name).map_or(Epoch(0), |(_, epoch)| epoch.next());
             for snapshot in self.state.snapshots_from(volume, from) {
                 if rows.len() == PAGE_ROWS_MAX {
                     return Ok(OperatorReply::Snapshots { rows, more: true });

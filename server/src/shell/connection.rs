@@ -56,7 +56,11 @@ struct Outgoing {
 
 impl Connection {
     /// Starts reading and writing. Frames and the end of the connection go to `events`.
-    pub(super) fn start(conn: ConnId, stream: TcpStream, events: mpsc::Sender<Input>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        conn: ConnId,
+        stream: TcpStream,
+        events: mpsc::Sender<Input>,
+    ) -> std::io::Result<Self> {
         tune(&stream)?;
         let (read, write) = stream.into_split();
         let outgoing = Rc::new(Outgoing {
@@ -99,7 +103,8 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(USER_TIMEOUT).with_interval(Duration::from_secs(2)))
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(USER_TIMEOUT).with_interval(Duration::from_secs(2)))
 }
 
 async fn send_all(mut socket: OwnedWriteHalf, outgoing: Rc<Outgoing>) {
@@ -116,7 +121,12 @@ async fn send_all(mut socket: OwnedWriteHalf, outgoing: Rc<Outgoing>) {
     }
 }
 
-async fn receive(conn: ConnId, mut socket: OwnedReadHalf, outgoing: Rc<Outgoing>, events: mpsc::Sender<Input>) {
+async fn receive(
+    conn: ConnId,
+    mut socket: OwnedReadHalf,
+    outgoing: Rc<Outgoing>,
+    events: mpsc::Sender<Input>,
+) {
     let mut decoder = FrameDecoder::default();
     loop {
         match decoder.next::<ToServer>() {

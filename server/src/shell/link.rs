@@ -42,9 +42,9 @@ pub(super) async fn connect(
     socket: &Path,
     address: SocketAddr,
 ) -> anyhow::Result<(Link, mpsc::UnboundedReceiver<Order>)> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .with_context(|| format!("cannot reach the agent at {}; servers are started by agents", socket.display()))?;
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!("cannot reach the agent at {}; servers are started by agents", socket.display())
+    })?;
     let (read, write) = stream.into_split();
     let (news, news_out) = mpsc::unbounded_channel();
     let (orders, orders_in) = mpsc::unbounded_channel();

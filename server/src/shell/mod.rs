@@ -62,7 +62,11 @@ async fn serve_node(config: &ServerConfig) -> anyhow::Result<()> {
     let pool = open(config).await?;
     let anointed = standby::stand_by(&pool, &listener, &mut link, orders).await?;
     let Some((taken, orders)) = anointed else { return Ok(()) };
-    let core = CoreConfig { client_lease: config.client_lease, drain_patience: config.drain_patience, ..CoreConfig::default() };
+    let core = CoreConfig {
+        client_lease: config.client_lease,
+        drain_patience: config.drain_patience,
+        ..CoreConfig::default()
+    };
     serve::serve(core, pool, taken, listener, link, orders).await
 }
 

@@ -242,7 +242,9 @@ async fn write_checkpoint<S: Storage>(
 /// Keeps the next segment ready, and some aside for the next terms.
 async fn keep_segments<S: Storage>(journal: Journal<S>) -> Result<(), Fatal> {
     loop {
-        if journal.prepare_segment().await? == Prepared::NoSpace || journal.set_aside().await? == Prepared::NoSpace {
+        if journal.prepare_segment().await? == Prepared::NoSpace
+            || journal.set_aside().await? == Prepared::NoSpace
+        {
             sleep(RETRY_SEGMENT).await;
             continue;
         }

@@ -49,7 +49,9 @@ pub(super) async fn stand_by<S: Storage>(
             () = tokio::time::sleep(FOLLOW_EVERY) => continue,
         };
         match order {
-            Some(Order::Serve(term)) => return Ok(anoint(pool, term, follower).await?.map(|taken| (taken, orders))),
+            Some(Order::Serve(term)) => {
+                return Ok(anoint(pool, term, follower).await?.map(|taken| (taken, orders)));
+            }
             Some(Order::Drain) => {
                 link.tell(ToAgent::ServerDrained);
                 return Ok(None);
