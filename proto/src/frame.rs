@@ -170,6 +170,7 @@ impl FrameDecoder {
     }
 
     /// The next complete frame.
+    #[expect(clippy::should_implement_trait, reason = "the caller says which messages it expects")]
     pub fn next<M: Message>(&mut self) -> Result<Option<Frame<M>>, FrameError> {
         decode(&mut self.buffer)
     }

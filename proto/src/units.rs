@@ -36,15 +36,21 @@ pub struct WallMillis(pub u64);
 #[serde(try_from = "u8", into = "u8")]
 pub struct ChunkSize(u8);
 
+/// Of a power of two.
+#[expect(clippy::cast_possible_truncation, reason = "at most 64")]
+const fn log2(bytes: u64) -> u8 {
+    bytes.trailing_zeros() as u8
+}
+
 impl ChunkSize {
     /// 4 KiB.
-    pub const MIN: Self = Self(CHUNK_BYTES_MIN.trailing_zeros() as u8);
+    pub const MIN: Self = Self(log2(CHUNK_BYTES_MIN));
 
     /// From a number of bytes; `None` if that is not an allowed chunk size.
     #[must_use]
     pub fn from_bytes(bytes: u64) -> Option<Self> {
         let allowed = bytes.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&bytes);
-        allowed.then(|| Self(bytes.trailing_zeros() as u8))
+        allowed.then(|| Self(log2(bytes)))
     }
 
     /// In bytes.
@@ -174,7 +180,9 @@ pub struct Location {
 }
 
 /// Blocks in one arena.
+#[expect(clippy::cast_possible_truncation, reason = "checked below")]
 pub const BLOCKS_PER_ARENA: u32 = (ARENA_BYTES / CHUNK_BYTES_MIN) as u32;
+const _: () = assert!(ARENA_BYTES / CHUNK_BYTES_MIN <= u32::MAX as u64);
 
 impl Location {
     /// Byte offset of the place in its arena file.

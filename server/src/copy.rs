@@ -41,9 +41,11 @@ pub enum Failure {
 #[derive(Clone)]
 pub struct Files<S: Storage> {
     storage: S,
-    heads: Rc<RefCell<BTreeMap<VolumeId, S::File>>>,
-    arenas: Rc<RefCell<BTreeMap<(Term, u32), S::File>>>,
+    heads: Shelf<VolumeId, S::File>,
+    arenas: Shelf<(Term, u32), S::File>,
 }
+
+type Shelf<K, F> = Rc<RefCell<BTreeMap<K, F>>>;
 
 impl<S: Storage> Files<S> {
     /// Nothing open yet.

@@ -60,11 +60,11 @@ impl ServerCore {
             self.grants.space_came_back();
         }
         self.free_confirmed();
-        if !self.background.punching {
-            if let Some(extents) = self.state.next_punch(PUNCH_SLICE_EXTENTS) {
-                self.background.punching = true;
-                self.pipeline.then(Output::Punch { extents });
-            }
+        if !self.background.punching
+            && let Some(extents) = self.state.next_punch(PUNCH_SLICE_EXTENTS)
+        {
+            self.background.punching = true;
+            self.pipeline.then(Output::Punch { extents });
         }
         let all_dead = self.state.older_terms().next().is_none();
         let removable: Vec<VolumeId> = self

@@ -71,10 +71,10 @@ impl Connections {
 
     fn remove(&mut self, conn: ConnId) -> Option<Connection> {
         let connection = self.all.remove(&conn)?;
-        if let Some(peer) = &connection.peer {
-            if self.by_session.get(&peer.session) == Some(&conn) {
-                self.by_session.remove(&peer.session);
-            }
+        if let Some(peer) = &connection.peer
+            && self.by_session.get(&peer.session) == Some(&conn)
+        {
+            self.by_session.remove(&peer.session);
         }
         Some(connection)
     }

@@ -251,10 +251,10 @@ impl ServerCore {
             let Some(query) = self.grants.queries.get_mut(&query_id) else { continue };
             note(query);
             query.missing -= 1;
-            if query.missing == 0 {
-                if let Some(query) = self.grants.queries.remove(&query_id) {
-                    self.finish_query(query);
-                }
+            if query.missing == 0
+                && let Some(query) = self.grants.queries.remove(&query_id)
+            {
+                self.finish_query(query);
             }
         }
     }

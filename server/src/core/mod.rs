@@ -404,11 +404,12 @@ impl ServerCore {
             return;
         }
         let exact = self.pipeline.start(out);
-        if exact && self.checkpoint_due {
-            if let Some(Output::Append { checkpoint, .. }) = out.last_mut() {
-                *checkpoint = Some(Box::new(self.state.clone()));
-                self.checkpoint_due = false;
-            }
+        if exact
+            && self.checkpoint_due
+            && let Some(Output::Append { checkpoint, .. }) = out.last_mut()
+        {
+            *checkpoint = Some(Box::new(self.state.clone()));
+            self.checkpoint_due = false;
         }
     }
 

@@ -60,7 +60,7 @@ async fn serve_node(config: &ServerConfig) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let (mut link, orders) = link::connect(&config.agent_sock, address).await?;
     let pool = open(config).await?;
-    let anointed = standby::stand_by(&pool, &listener, &mut link, orders).await?;
+    let anointed = Box::pin(standby::stand_by(&pool, &listener, &mut link, orders)).await?;
     let Some((taken, orders)) = anointed else { return Ok(()) };
     let core = CoreConfig {
         client_lease: config.client_lease,
