@@ -76,6 +76,9 @@ pub(crate) enum Command {
     /// Nodes.
     #[command(subcommand)]
     Node(Node),
+    /// Pools.
+    #[command(subcommand)]
+    Pool(Pool),
     /// Show what is there and how it does.
     Status {
         /// Again every second, until ^C.
@@ -189,6 +192,18 @@ pub(crate) enum Snapshot {
         target: SnapshotName,
         #[arg(allow_negative_numbers = true)]
         priority: i8,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pool {
+    /// Make a pool in an empty directory; csnap up does it by itself.
+    Create {
+        /// The directory, which every node of the pool will see.
+        path: PathBuf,
+        /// Several hosts will use it: all I/O goes past their page caches.
+        #[arg(long)]
+        shared: bool,
     },
 }
 
@@ -368,6 +383,7 @@ mod tests {
             "csnap attach v",
             "csnap attach v@a /dev/nbd0",
             "csnap detach /dev/nbd0",
+            "csnap pool create p --shared",
             "csnap node list",
             "csnap node priority n1 50",
             "csnap node priority n1 auto",

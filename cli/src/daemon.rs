@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use csnap_agent::NodeConfig;
 use csnap_agent::shell::Programs;
+use csnap_agent::{Io, NodeConfig};
 use csnap_lockd::shell::LockdConfig;
 use csnap_nbd_export::ExportConfig;
 use csnap_server::shell::ServerConfig;
@@ -38,11 +38,19 @@ pub(crate) fn server(daemon: &Daemon) -> anyhow::Result<()> {
         pool: config.pool,
         agent_sock: config.agent_sock,
         listen: config.server_listen,
-        backend: Backend::Auto,
+        backend: backend(config.io),
         client_lease: Duration::from_millis(config.client_lease_ms),
         drain_patience: DRAIN_PATIENCE,
     };
     block_on(async { Box::pin(csnap_server::shell::run(config, shutdown()?)).await })
+}
+
+fn backend(io: Io) -> Backend {
+    match io {
+        Io::Auto => Backend::Auto,
+        Io::Uring => Backend::Uring,
+        Io::Threads => Backend::Threads,
+    }
 }
 
 /// `csnap lockd`

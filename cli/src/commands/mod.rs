@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod import;
 mod node;
+mod pool;
 mod server;
 mod snapshot;
 pub(crate) mod status;
@@ -39,6 +40,7 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Snapshot(snapshot) => snapshot::run(dir, json, snapshot).await,
         Command::Attach { target, device: None } => attach::run(dir, json, target).await,
         Command::Node(node) => node::run(dir, json, node).await,
+        Command::Pool(pool) => pool::run(json, pool).await,
         Command::Server(server) => match server.usage() {
             Ok(ServerUse::Action(action)) => server::run(dir, json, action).await,
             Ok(ServerUse::Daemon(_)) | Err(_) => bail!("csnap server needs a command"),
