@@ -33,6 +33,9 @@ pub struct NodeConfig {
     pub agent_sock: PathBuf,
     /// Directory for what the agent remembers over a restart; absolute, local to the node.
     pub state: PathBuf,
+    /// How the server reads and writes the pool.
+    #[serde(default)]
+    pub io: Io,
     /// Address that the server of this node listens on; every node must reach it. Port 0 takes a free one.
     #[serde(default = "default_server_listen")]
     pub server_listen: SocketAddr,
@@ -71,6 +74,19 @@ pub struct NodeConfig {
     /// Bounds a client's memory of which chunks are its own, bytes a volume.
     #[serde(default = "default_unique_cache_bytes")]
     pub unique_cache_bytes: u64,
+}
+
+/// How files are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Io {
+    /// io_uring where the kernel has it, else threads.
+    #[default]
+    Auto,
+    /// io_uring, or an error at start.
+    Uring,
+    /// A few threads that make plain system calls, which tracers and sandboxes see.
+    Threads,
 }
 
 /// Any free port of this machine.
@@ -144,6 +160,7 @@ impl NodeConfig {
             lockd,
             agent_sock: dir.join("agent.sock"),
             state: dir.join("state"),
+            io: Io::default(),
             server_listen: default_server_listen(),
             nbd_unix: dir.join("nbd.sock"),
             nbd_tcp: None,
@@ -242,7 +259,7 @@ mod tests {
         let config = parse(GOOD).expect("good");
         assert_eq!((config.lease_ms, config.renew_ms), (1500, 250));
         assert_eq!((config.ping_ms, config.ping_timeout_ms, config.place_step_ms), (100, 500, 40));
-        assert_eq!((config.priority, config.failback), (100, Failback::Auto));
+        assert_eq!((config.priority, config.failback, config.io), (100, Failback::Auto, Io::Auto));
     }
 
     #[test]
@@ -260,6 +277,7 @@ mod tests {
             ("renew_ms = 501", "renew_ms"),
             ("ping_timeout_ms = 1", "ping_timeout_ms"),
             ("failback = \"never\"", "never"),
+            ("io = \"mmap\"", "mmap"),
             ("server_listen = \"0.0.0.0:7\"", "server_listen"),
         ] {
             let error = parse(&format!("{GOOD}\n{change}")).expect_err(change).to_string();

@@ -9,4 +9,4 @@ pub mod core;
 #[cfg(feature = "shell")]
 pub mod shell;
 
-pub use config::NodeConfig;
+pub use config::{Io, NodeConfig};

@@ -317,7 +317,7 @@ impl AgentCore {
         let times = [
             self.client.next_deadline(),
             self.child.next_deadline(timing),
-            self.exporter.next_deadline(),
+            self.exporter.next_deadline().filter(|_| self.stopping.is_none()),
             self.anointing.next_deadline(&self.situation()),
             self.seekers.next_deadline(self.known.as_ref()),
             self.wishes.next_deadline(),
@@ -339,7 +339,9 @@ impl AgentCore {
     fn settle(&mut self, now: Time, out: &mut Vec<Output>) {
         let another_takes_over = self.known.is_none() && self.members.any_ready();
         self.child.tick(now, &self.config.timing, another_takes_over, out);
-        self.exporter.tick(now, out);
+        if self.stopping.is_none() {
+            self.exporter.tick(now, out);
+        }
         self.feed_client(now, |client, out| client.step(now, ClientInput::Tick, out), out);
         self.plan_moves(now, out);
         self.pursue_lock(now, out);

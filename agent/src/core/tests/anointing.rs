@@ -217,6 +217,17 @@ fn an_agent_that_stops_drains_its_server_and_leaves_at_once() {
 }
 
 #[test]
+fn an_agent_that_stops_starts_nothing_any_more() {
+    let mut world = world();
+    world.step(0, Input::Stop);
+    let exporter = world.nodes[0].exporter.expect("runs");
+    world.end(0, exporter);
+    world.run_until(Duration::from_secs(4), "the end", |world| world.nodes[0].stopped);
+    assert_eq!(world.nodes[0].exporters_started, 1);
+    assert!(world.nodes[0].child.is_none());
+}
+
+#[test]
 fn an_agent_that_was_stopped_itself_does_not_blame_its_server() {
     let mut world = world();
     let term = world.term();
