@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use csnap_proto::limits::CHUNK_BYTES_MIN;
 use csnap_proto::{Chunk, ChunkRange, Location, Term, VolumeId};
 use csnap_storage::{Access, Storage, StorageError};
@@ -96,7 +96,7 @@ pub async fn copy_out<S: Storage>(files: &Files<S>, job: &CopyOut) -> Result<Vec
     let origin = |error: StorageError| Failure::Refused(CopyError::Origin(error.to_string()));
     let head = files.head(job.volume, &job.origin).await.map_err(origin)?;
     let mut zeros = Vec::new();
-    let mut written: BTreeSet<(Term, u32)> = BTreeSet::new();
+    let mut store = StoreWriter { files, gathered: None, written: BTreeSet::new() };
     for &(run, extent) in &job.moves {
         let data = read_run(files, &head, job, run).await.map_err(origin)?;
         for (part, zero) in split_zeros(run, &data, job.chunk_bytes) {
@@ -107,25 +107,56 @@ pub async fn copy_out<S: Storage>(files: &Files<S>, job: &CopyOut) -> Result<Vec
             let skip = (part.first.0 - run.first.0) * job.chunk_bytes;
             let len = part.count * job.chunk_bytes;
             let blocks = u32::try_from(skip / CHUNK_BYTES_MIN).expect("a run lies in one arena");
-            let at = extent.at.plus(blocks);
-            let slice = data.slice(index(skip)..index(skip + len));
-            write_store(files, at, slice).await?;
-            written.insert((at.term, at.arena));
+            store.put(extent.at.plus(blocks), &data[index(skip)..index(skip + len)]).await?;
         }
     }
-    for (term, arena) in written {
-        let file = files.arena(term, arena).await.map_err(Failure::Fatal)?;
-        files.storage.sync(&file).await.map_err(Failure::Fatal)?;
-    }
+    store.sync().await?;
     Ok(zeros)
 }
 
-async fn write_store<S: Storage>(files: &Files<S>, at: Location, data: Bytes) -> Result<(), Failure> {
-    let file = files.arena(at.term, at.arena).await.map_err(Failure::Fatal)?;
-    files.storage.write(&file, at.offset(), data).await.map_err(|error| match error {
-        StorageError::NoSpace { .. } => Failure::Refused(CopyError::NoSpace),
-        error => Failure::Fatal(error),
-    })
+/// Writes neighbouring places with one call: scattered chunks of a busy volume get contiguous places, and a write of its
+/// own for each would cost more than all the rest.
+struct StoreWriter<'a, S: Storage> {
+    files: &'a Files<S>,
+    /// Where it begins, and what follows from there.
+    gathered: Option<(Location, BytesMut)>,
+    written: BTreeSet<(Term, u32)>,
+}
+
+impl<S: Storage> StoreWriter<'_, S> {
+    async fn put(&mut self, at: Location, data: &[u8]) -> Result<(), Failure> {
+        let follows = |(start, bytes): &(Location, BytesMut)| {
+            let end = start.offset() + bytes.len() as u64;
+            (start.term, start.arena, end) == (at.term, at.arena, at.offset())
+        };
+        if !self.gathered.as_ref().is_some_and(follows) {
+            self.write_gathered().await?;
+        }
+        let (_, bytes) = self.gathered.get_or_insert_with(|| (at, BytesMut::new()));
+        bytes.extend_from_slice(data);
+        Ok(())
+    }
+
+    async fn write_gathered(&mut self) -> Result<(), Failure> {
+        let Some((at, data)) = self.gathered.take() else { return Ok(()) };
+        let file = self.files.arena(at.term, at.arena).await.map_err(Failure::Fatal)?;
+        self.written.insert((at.term, at.arena));
+        let written = self.files.storage.write(&file, at.offset(), data.freeze()).await;
+        written.map_err(|error| match error {
+            StorageError::NoSpace { .. } => Failure::Refused(CopyError::NoSpace),
+            error => Failure::Fatal(error),
+        })
+    }
+
+    /// Makes everything that was put durable.
+    async fn sync(mut self) -> Result<(), Failure> {
+        self.write_gathered().await?;
+        for &(term, arena) in &self.written {
+            let file = self.files.arena(term, arena).await.map_err(Failure::Fatal)?;
+            self.files.storage.sync(&file).await.map_err(Failure::Fatal)?;
+        }
+        Ok(())
+    }
 }
 
 /// The content of a run; what lies beyond the end of the head or of the volume reads as zeros.
