@@ -4,4 +4,5 @@
 mod anointing;
 mod chaos;
 mod local;
+mod played;
 mod world;
