@@ -2,15 +2,17 @@
 //!
 //! Every test has a cluster of its own in a temporary directory, on free ports, and leaves nothing behind. Speed is
 //! printed, never asserted. `CSNAP_BIN` names the binary (`./test` sets it); without it the one beside this test's own
-//! build is used. Larger numbers for campaigns: `CSNAP_KILLS`, `CSNAP_MOVES`.
+//! build is used. Larger numbers for campaigns: `CSNAP_KILLS`, `CSNAP_MOVES`, `CSNAP_POINTS`.
 
 mod clients;
 mod cluster;
 mod failover;
 mod freeze;
 mod hostile;
+mod inject;
 mod lifecycle;
 mod messages;
+mod namespaces;
 mod nbd;
 mod placement;
 mod story;

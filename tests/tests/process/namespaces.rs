@@ -1,0 +1,230 @@
+//! Three nodes that share nothing but a pool and a network: each in a network namespace of its own, lockd in a fourth,
+//! every daemon started from its configuration file alone. A server dies; links are cut, both ways and one way.
+//!
+//! Needs root, `ip` and `nft`. Namespaces carry the process id in their names, and go however the test ends.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::cluster::{Cluster, Server, binary, is_alive, number, signal, wait_until};
+use super::writer::{Writer, summary};
+
+/// Namespaces and their addresses, 10.77.0.x.
+const HOSTS: [(&str, u32); 4] = [("n1", 1), ("n2", 2), ("n3", 3), ("lockd", 9)];
+
+/// Where lockd listens. Nothing else is in its namespace, so that no port is taken.
+const LOCKD: &str = "10.77.0.9:7000";
+
+/// Blocks that the guest writes: 4 MiB.
+const BLOCKS: u64 = 1024;
+
+/// Which packets a cut link loses, as the node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Both,
+    Incoming,
+    Outgoing,
+}
+
+/// Hosts on one bridge. The bridge has a namespace too: nothing appears in the machine's own network.
+struct Network;
+
+impl Network {
+    fn new() -> Self {
+        let network = Self;
+        must("ip", &["netns", "add", &namespace("hub")]);
+        inside("hub", &["ip", "link", "add", "bridge0", "type", "bridge"]);
+        inside("hub", &["ip", "link", "set", "bridge0", "up"]);
+        for (host, address) in HOSTS {
+            let its = namespace(host);
+            must("ip", &["netns", "add", &its]);
+            inside(
+                "hub",
+                &["ip", "link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", &its],
+            );
+            inside("hub", &["ip", "link", "set", host, "master", "bridge0", "up"]);
+            inside(host, &["ip", "link", "set", "lo", "up"]);
+            inside(host, &["ip", "addr", "add", &format!("10.77.0.{address}/24"), "dev", "eth0"]);
+            inside(host, &["ip", "link", "set", "eth0", "up"]);
+        }
+        network
+    }
+
+    fn cut(&self, host: &str, cut: Cut) {
+        let (hook, interface) = match cut {
+            Cut::Both => return inside("hub", &["ip", "link", "set", host, "down"]),
+            Cut::Incoming => ("input", "iifname"),
+            Cut::Outgoing => ("output", "oifname"),
+        };
+        let chain = format!("add chain inet cut lost {{ type filter hook {hook} priority 0; }}");
+        let rule = format!("add rule inet cut lost {interface} eth0 drop");
+        inside(host, &["nft", &format!("add table inet cut; {chain}; {rule}")]);
+    }
+
+    fn heal(&self, host: &str, cut: Cut) {
+        match cut {
+            Cut::Both => inside("hub", &["ip", "link", "set", host, "up"]),
+            Cut::Incoming | Cut::Outgoing => inside(host, &["nft", "delete table inet cut"]),
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for host in HOSTS.map(|(host, _)| host).into_iter().chain(["hub"]) {
+            let _ =
+                Command::new("ip").args(["netns", "del", &namespace(host)]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+fn namespace(host: &str) -> String {
+    format!("csnap{}-{host}", std::process::id())
+}
+
+fn inside(host: &str, command: &[&str]) {
+    must("ip", &[&["netns", "exec", &namespace(host)], command].concat());
+}
+
+fn must(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{program} does not start ({error}); ./test installs it"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?} (it needs root): {error}");
+}
+
+/// Daemons in their namespaces. What dies first is named first.
+struct Nodes {
+    cluster: Cluster,
+    daemons: Vec<Child>,
+    network: Network,
+}
+
+impl Nodes {
+    fn start() -> Self {
+        let mut cluster = Cluster::start(3);
+        cluster.down();
+        let data = cluster.data();
+        // As long as it was: the file is whole blocks.
+        edit(&data.join("pool/pool.toml"), &[("shared", "true ")]);
+        edit(&data.join("lockd1/lockd.toml"), &[("listen", &format!("[\"{LOCKD}\"]"))]);
+        let network = Network::new();
+        let mut daemons = vec![daemon("lockd", "lockd", &data.join("lockd1/lockd.toml"))];
+        for (host, address) in &HOSTS[..3] {
+            let config = data.join(host).join("agent.toml");
+            let (lockd, listen) = (format!("[\"{LOCKD}\"]"), format!("\"10.77.0.{address}:0\""));
+            edit(&config, &[("lockd", &lockd), ("server_listen", &listen), ("pool_shared", "true")]);
+            daemons.push(daemon(host, "agent", &config));
+        }
+        let nodes = Self { cluster, daemons, network };
+        nodes.cluster.server();
+        for (host, _) in &HOSTS[..3] {
+            nodes.wait_ready(host);
+        }
+        nodes
+    }
+
+    /// Waits until the node's exporter is there and its server serves or could.
+    fn wait_ready(&self, host: &str) {
+        wait_until(&format!("{host} is ready"), || {
+            let node = self.cluster.node(host);
+            let exports = node["nbd"].as_array().is_some_and(|uris| !uris.is_empty());
+            exports && (node["standby_ready"] == true || self.cluster.server().node == host)
+        });
+    }
+
+    /// Waits until someone else serves.
+    fn successor(&self, of: &Server) -> Server {
+        let mut next = of.clone();
+        wait_until("another server serves", || {
+            next = self.cluster.server();
+            next.pid != of.pid
+        });
+        assert!(next.term > of.term, "terms only grow: {of:?} then {next:?}");
+        next
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for daemon in &mut self.daemons {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
+
+/// Sets keys of a configuration file, in the place where they stand.
+fn edit(path: &Path, changes: &[(&str, &str)]) {
+    let mut text = std::fs::read_to_string(path).expect("a configuration");
+    for (key, value) in changes {
+        let line = text.lines().find(|line| line.split_once(" = ").is_some_and(|(found, _)| found == *key));
+        let line = line.unwrap_or_else(|| panic!("{} has no {key}: {text}", path.display())).to_owned();
+        text = text.replacen(&line, &format!("{key} = {value}"), 1);
+    }
+    std::fs::write(path, text).expect("a configuration");
+}
+
+/// Starts a daemon in a namespace: `ip netns exec` becomes it.
+fn daemon(host: &str, daemon: &str, config: &Path) -> Child {
+    let log = std::fs::File::create(config.with_file_name("log")).expect("a log");
+    Command::new("ip")
+        .args(["netns", "exec", &namespace(host)])
+        .arg(binary())
+        .args([daemon, "--config"])
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("ip starts")
+}
+
+#[test]
+fn three_hosts_survive_killed_servers_and_cut_links() {
+    let nodes = Nodes::start();
+    let guest = Writer::start(&nodes.cluster.socket(1), "demo", BLOCKS);
+    let mut stalls: Vec<Duration> = Vec::new();
+    for kill in 0..number("CSNAP_KILLS", 5).min(200) {
+        nodes.cluster.csnap(&["snapshot", "create", &format!("demo@k{kill}")]);
+        guest.wait_for(100);
+        let server = nodes.cluster.server();
+        guest.take_stall();
+        signal(server.pid, "KILL");
+        nodes.successor(&server);
+        guest.wait_for(100);
+        stalls.push(guest.take_stall());
+    }
+    println!("three hosts, server killed: {}", summary(&mut stalls));
+    for cut in [Cut::Both, Cut::Incoming, Cut::Outgoing] {
+        cut_off_the_server(&nodes, &guest, cut);
+    }
+    let writes = guest.stop_and_verify();
+    println!("{writes} acknowledged writes, none lost");
+}
+
+/// Cuts the node that serves off from everybody; the guest is elsewhere and goes on with another server.
+fn cut_off_the_server(nodes: &Nodes, guest: &Writer, cut: Cut) {
+    for (host, _) in &HOSTS[..3] {
+        nodes.wait_ready(host);
+    }
+    if nodes.cluster.server().node == "n1" {
+        nodes.cluster.csnap(&["server", "move", "n2"]);
+    }
+    let server = nodes.cluster.server();
+    assert_ne!(server.node, "n1", "the guest's node is not the one to be cut off");
+    nodes.cluster.csnap(&["snapshot", "create", &format!("demo@{cut:?}")]);
+    guest.wait_for(100);
+    guest.take_stall();
+    nodes.network.cut(&server.node, cut);
+    let next = nodes.successor(&server);
+    assert_ne!(next.node, server.node);
+    guest.wait_for(200);
+    println!("{} cut off, {cut:?}: stall {:.0} ms", server.node, guest.take_stall().as_secs_f64() * 1000.0);
+    nodes.network.heal(&server.node, cut);
+    wait_until("the deposed server is gone", || !is_alive(server.pid));
+    nodes.wait_ready(&server.node);
+    guest.wait_for(100);
+}
