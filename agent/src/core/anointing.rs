@@ -272,11 +272,6 @@ impl Anointing {
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.stand, Stand::Away | Stand::Looking { .. } | Stand::Reader { .. })
     }
-
-    /// A lock whose server is gone waits to be given back: the session must not be kept alive for it.
-    pub(super) fn is_releasing(&self) -> bool {
-        matches!(self.stand, Stand::Releasing)
-    }
 }
 
 impl Reign {

@@ -158,7 +158,9 @@ impl AgentCore {
         self.settle_stop(now, out);
     }
 
-    /// Does what the lock asks for. Renewal stops while the lock of a dead child waits to be given back.
+    /// Does what the lock asks for. A dead child's lock is given back here, in the step that learns of the death, so the
+    /// session is never renewed for a child that does not answer; renewing on is what notices a connection that swallows
+    /// the release.
     fn pursue_lock(&mut self, now: Time, out: &mut Vec<Output>) {
         loop {
             let mut anointing = std::mem::replace(&mut self.anointing, Anointing::new());
@@ -167,8 +169,6 @@ impl AgentCore {
             let Some(op) = op else { break };
             self.operate(now, op, out);
         }
-        let renewing = !self.anointing.is_releasing();
-        self.feed_client(now, |client, out| client.set_renewing(now, renewing, out), out);
     }
 
     fn situation(&self) -> Situation<'_> {

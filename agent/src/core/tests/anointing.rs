@@ -249,3 +249,14 @@ fn every_reign_has_its_own_term() {
     assert!(terms.len() > 20 && terms.is_sorted_by(|a, b| a < b), "{terms:?}");
     assert_ne!(terms[0], Term(0));
 }
+
+#[test]
+fn a_release_that_the_network_swallowed_does_not_hold_the_agent_up() {
+    let mut world = world();
+    world.nodes[0].cut = true;
+    world.kill_server(0);
+    world.run(LEASE * 2);
+    world.nodes[0].cut = false;
+    world.run(FAILBACK * 2);
+    assert_eq!(world.settled(), 0, "it is back, and the best");
+}
