@@ -24,10 +24,12 @@ use crate::core::{IoFailure, RequestError};
 mod arenas;
 mod direct;
 mod pace;
+mod syncing;
 
 pub(crate) use arenas::Arenas;
 use direct::Direct;
 use pace::Pace;
+use syncing::Syncing;
 
 /// Page of the kernel's cache: a buffered write of whole pages never has to read first.
 const PAGE_BYTES: u64 = 4096;
@@ -55,6 +57,7 @@ pub(crate) struct HeadFile {
     /// The kernel knows reads that do not wait, on this file system.
     nowait: AtomicBool,
     pace: Pace,
+    syncing: Syncing,
 }
 
 /// Where the data of a pool is, and how to get at it.
@@ -78,7 +81,8 @@ impl HeadFile {
             check_identity(&file, &path, device, inode)?;
         }
         let direct = config.shared.then(|| Direct::new(geometry.size_bytes)).transpose()?;
-        Ok(Self { file, path, direct, nowait: AtomicBool::new(true), pace: Pace::default() })
+        let nowait = AtomicBool::new(true);
+        Ok(Self { file, path, direct, nowait, pace: Pace::default(), syncing: Syncing::default() })
     }
 
     /// Tries to take the writer's lock; `false` if another process has it, or I/O of a dead one is still in flight.
@@ -212,9 +216,10 @@ impl HeadFile {
         })
     }
 
-    /// Makes everything written before durable. A failure is final: the kernel may have dropped what it could not write.
+    /// Makes everything written before durable. A failure is final, for this and every later sync: the kernel may have
+    /// dropped what it could not write.
     pub(crate) fn sync(&self) -> Result<(), IoFailure> {
-        self.file.sync_data().map_err(|error| self.failure("sync", &error))
+        self.syncing.run(|| self.file.sync_data().map_err(|error| self.failure("sync", &error)))
     }
 
     /// What of the range takes space. One run of data where the medium does not say.
