@@ -262,8 +262,8 @@ impl ClientCore {
                 self.read_again(read, out);
             }
             RefusalKind::Gone | RefusalKind::NotFound => {
+                // Takes the batch along: none of its I/O is in flight while the server is asked.
                 self.fail(RequestError::Lost(refusal.reason.clone()), out);
-                self.read_again(read, out);
             }
             _ if batch.phase == Phase::Finishing(id) => self.read_again(read, out),
             _ if batch.pieces.len() > 1 => {

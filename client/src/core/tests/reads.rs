@@ -109,6 +109,31 @@ fn a_snapshot_that_is_gone_fails_its_reads() {
 }
 
 #[test]
+fn a_refused_query_or_finish_of_any_kind_ends_or_repeats_the_read_once() {
+    use RefusalKind as K;
+    let kinds = [K::Gone, K::NotFound, K::Busy, K::TimedOut, K::Invalid];
+    for (kind, finishing) in kinds.iter().flat_map(|kind| [(*kind, false), (*kind, true)]) {
+        let mut rig = reader();
+        let (mut id, read) = ask(&mut rig, 10, 1);
+        if finishing {
+            let extents = vec![extent(10, 1, Place::Origin)];
+            let io = one_io(&rig.frame(id, FromServer::SnapshotRead { read, extents })).0;
+            id = one_sent(&rig.done(io)).0;
+        }
+        let refused = || FromServer::Refused(Refusal::new(kind, "no"));
+        let out = rig.frame(id, refused());
+        let lost = matches!(kind, K::Gone | K::NotFound);
+        match completed(&out).as_slice() {
+            [(1, Err(RequestError::Lost(_)))] => assert!(lost, "{kind:?}"),
+            [(1, Err(RequestError::Refused(_)))] => assert!(!lost && !finishing, "{kind:?}"),
+            [] => assert!(!lost, "{kind:?}"),
+            other => panic!("{kind:?} {finishing}: {other:?}"),
+        }
+        assert_eq!(completed(&rig.frame(id, refused())), [], "{kind:?}: said twice");
+    }
+}
+
+#[test]
 fn a_snapshot_is_not_written_and_ranges_are_checked() {
     let mut rig = reader();
     assert_eq!(completed(&rig.write(1, 1)), [(1, Err(RequestError::ReadOnly))]);
