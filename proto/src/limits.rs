@@ -42,6 +42,9 @@ pub const VOLUME_BYTES_MAX: u64 = (1 << 63) - CHUNK_BYTES_MAX;
 /// Bytes of one arena of the store.
 pub const ARENA_BYTES: u64 = 1 << 30;
 
+/// Most client sessions of a pool: sixteen times the connections, for those whose owners are lost.
+pub const SESSIONS_MAX: usize = 1 << 16;
+
 /// Stored results of mutating requests that one session may leave unacknowledged; an operator sends one at a time.
 pub const RESULTS_PER_SESSION_MAX: usize = 64;
 

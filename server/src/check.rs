@@ -80,6 +80,9 @@ pub async fn check<S: Storage>(storage: &S, repair: bool) -> Result<CheckReport,
         .extend(found.damage.into_iter().map(|corrupt| Finding { what: corrupt.what, at: corrupt.at }));
     if report.damage.is_empty() {
         check_state(&pool, &mut report).await?;
+        // What a term after the ones read here leaves is its own.
+        let newest = found.newest.unwrap_or(Term(0));
+        report.leftovers.retain(|leftover| maker_of(&leftover.at).is_some_and(|term| term <= newest));
     }
     if repair && report.damage.is_empty() {
         remove_leftovers(storage, &mut report).await?;
@@ -183,6 +186,15 @@ async fn check_arenas<S: Storage>(
         report.leftovers.push(Finding { what: "an arena that holds nothing".to_owned(), at: path.clone() });
     }
     Ok(())
+}
+
+/// The term that made a head or an arena: both are named by it.
+fn maker_of(path: &str) -> Option<Term> {
+    let (directory, name) = path.rsplit_once('/')?;
+    match directory.strip_prefix("store/") {
+        Some(term) => term.parse().ok().map(Term),
+        None => u64::from_str_radix(name.split_once('-')?.0, 16).ok().map(Term),
+    }
 }
 
 async fn remove_leftovers<S: Storage>(storage: &S, report: &mut CheckReport) -> Result<(), CheckError> {

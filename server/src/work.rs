@@ -134,19 +134,22 @@ impl<S: Storage> Workbench<S> {
     /// Reserves room in the store; false when the pool is full.
     async fn grow_arena(&self, extent: StoreExtent, create: bool) -> Result<bool, Fatal> {
         let (term, arena) = (extent.at.term, extent.at.arena);
-        let grown = async {
+        let reserved = async {
             if create {
                 self.create_arena(term, arena).await?;
             }
             let file = self.files.arena(term, arena).await?;
             self.storage.reserve(&file, extent.at.offset(), bytes_of(extent)).await?;
-            self.storage.sync(&file).await
+            Ok(file)
         };
-        match grown.await {
-            Ok(()) => Ok(true),
-            Err(StorageError::NoSpace { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        let file = match reserved.await {
+            Ok(file) => file,
+            Err(StorageError::NoSpace { .. }) => return Ok(false),
+            Err(error) => return Err(Fatal::from(error)),
+        };
+        // Whatever this sync says may be about copied-out data: no failure of it is a mere lack of space.
+        self.storage.sync(&file).await?;
+        Ok(true)
     }
 
     async fn create_arena(&self, term: Term, arena: u32) -> Result<(), StorageError> {

@@ -519,6 +519,87 @@ fn a_copy_out_whose_snapshot_was_deleted_meanwhile_leaves_nothing_behind() {
     desk.check();
 }
 
+/// A copy-out that read its chunk while a snapshot was deleted, the chunk overwritten, and another snapshot made.
+#[test]
+fn a_copy_from_before_a_delete_is_not_believed_after_another_create() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.held.copies = true;
+    let id = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(0, 1)] });
+    desk.operate(1, 3, OperatorRequest::SnapshotDelete { target: target("v@a"), force: false });
+    desk.snapshot(4, "b");
+    let copies = desk.waiting.len();
+    for output in std::mem::take(&mut desk.waiting) {
+        let Output::CopyOut { copy, .. } = output else { continue };
+        desk.give(Input::CopiedOut { copy, result: Ok(Vec::new()) });
+    }
+    assert!(
+        !desk.journal.iter().any(|r| matches!(r, Record::Superseded { .. })),
+        "the old copy is thrown away"
+    );
+    assert_eq!(desk.answer_to(id), None, "and the chunk is copied again");
+    assert_eq!((copies, desk.waiting.len()), (1, 1));
+    desk.release();
+    assert!(matches!(desk.answer_to(id), Some(FromServer::WriteOk { all_unique: false, .. })));
+    desk.check();
+}
+
+#[test]
+fn a_chunk_that_is_being_copied_is_not_copied_again_for_a_client_that_comes_back() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.held.copies = true;
+    desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(0, 1)] });
+    desk.connect(4, 2, Attach::Writer(name("v")));
+    let id = desk.say(ConnId(4), ToServer::QueryWrite { ranges: vec![range(0, 1)] });
+    assert_eq!(desk.waiting.len(), 1, "it joins the copy under way");
+    desk.release();
+    assert!(matches!(desk.answer_to(id), Some(FromServer::WriteOk { .. })));
+    assert_eq!(desk.core.state().used_bytes(), 4096);
+    desk.check();
+}
+
+#[test]
+fn a_volume_that_is_being_imported_has_no_snapshots() {
+    let mut desk = Desk::with_writer();
+    let request = OperatorRequest::VolumeCreate {
+        name: name("i"),
+        size_bytes: 4096,
+        chunk: ChunkSize::MIN,
+        source: Source::Import,
+    };
+    desk.operate(1, 2, request);
+    let request = OperatorRequest::SnapshotCreate { target: target("i@a"), token: token(3) };
+    assert_eq!(refused(&desk.operate(1, 3, request)), Some(RefusalKind::Busy));
+}
+
+#[test]
+fn lists_go_on_after_any_row_that_a_peer_names() {
+    let mut desk = Desk::with_writer();
+    let after = Some((name("v"), csnap_proto::Epoch(u64::MAX)));
+    let rows = desk.operate(1, 2, OperatorRequest::SnapshotList { volume: None, after });
+    assert!(
+        matches!(rows, FromServer::Operated(OperatorReply::Snapshots { rows, more: false }) if rows.is_empty())
+    );
+}
+
+#[test]
+fn what_a_session_says_after_its_end_does_not_count() {
+    let mut desk = Desk::with_writer();
+    desk.say(ConnId(2), ToServer::Release);
+    let late = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(0, 1)] });
+    assert_eq!(desk.answer_to(late), None);
+    assert!(desk.closed.contains(&ConnId(2)));
+}
+
+#[test]
+fn unnumbered_requests_end_the_connection() {
+    let mut desk = Desk::with_writer();
+    let message = ToServer::QueryWrite { ranges: vec![range(0, 1)] };
+    desk.give(Input::Frame { conn: ConnId(2), frame: Frame { id: RequestId(0), term: Term(0), message } });
+    assert!(desk.closed.contains(&ConnId(2)));
+}
+
 #[test]
 fn deleting_every_snapshot_gives_all_space_back() {
     let mut desk = Desk::with_writer();

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use csnap_proto::limits::{CONNECTIONS_MAX, HANDSHAKE_MS_MAX};
 use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::ToServer;
-use csnap_proto::{Frame, FreeBatchId, InstanceId, Name, ReadId, Secret, SessionId, Time, VolumeId};
+use csnap_proto::{
+    Frame, FreeBatchId, InstanceId, Name, ReadId, RequestId, Secret, SessionId, Time, VolumeId,
+};
 
 use super::read::Mark;
 use super::{Config, ConnId, Out, Output, ServerCore};
@@ -127,6 +129,12 @@ impl ServerCore {
         }
     }
 
+    /// Forgets a connection now, and closes it after what was sent on it.
+    pub(super) fn part_with(&mut self, conn: ConnId) {
+        self.on_closed(conn);
+        self.pipeline.then(Output::Close { conn });
+    }
+
     pub(super) fn drop_connection(&mut self, conn: ConnId, out: Out) {
         self.on_closed(conn);
         out.push(Output::Close { conn });
@@ -146,6 +154,10 @@ impl ServerCore {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.heard = self.now;
         let id = frame.id;
+        if id == RequestId(0) {
+            // Unnumbered requests would not count against the limit of unanswered ones.
+            return self.part_with(conn);
+        }
         match (&connection.peer, frame.message) {
             (None, ToServer::Identify(identify)) => self.on_identify(conn, id, identify, out),
             (None, _) | (Some(_), ToServer::Identify(_)) => {
@@ -155,7 +167,7 @@ impl ServerCore {
                     RefusalKind::Invalid,
                     "a connection starts with one Identify, and has no other",
                 );
-                self.pipeline.then(Output::Close { conn });
+                self.part_with(conn);
             }
             (Some(_), ToServer::QueryWrite { ranges }) => self.on_query_write(conn, id, ranges),
             (Some(_), ToServer::QuerySnapshotRead { read, ranges }) => {

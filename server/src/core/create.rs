@@ -11,7 +11,7 @@
 //! Invariants: one create a volume at a time, others queue; a create that is resent (same token) joins the one in hand
 //! or finds the snapshot made; `Resume` goes out after the record is durable, or when there will be none.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::FromServer;
@@ -28,6 +28,9 @@ pub(super) struct Creates {
     queues: ByVolume<VecDeque<Create>>,
     /// Tells one Advice from another of the same create: an answer counts for the one that it names.
     last_advice: u64,
+    /// A sync of these heads failed: nothing is known of what was written to them since the last good one, and a second
+    /// sync would not tell. A writer that drains vouches for its own.
+    failed_syncs: BTreeSet<VolumeId>,
 }
 
 #[derive(Debug)]
@@ -67,9 +70,15 @@ impl Creates {
 
 impl ServerCore {
     pub(super) fn on_snapshot_create(&mut self, requester: RequestKey, target: &Target, token: RequestToken) {
-        let Some(volume) = self.state.volume_by_name(&target.volume).map(|v| v.id) else {
+        let Some((volume, importing)) =
+            self.state.volume_by_name(&target.volume).map(|v| (v.id, v.importer.is_some()))
+        else {
             return self.answer(requester, Err(self.no_volume(&target.volume)));
         };
+        if importing {
+            let refusal = Refusal::new(RefusalKind::Busy, format!("{} is being imported", target.volume));
+            return self.answer(requester, Err(refusal));
+        }
         let Some(name) = target.snapshot.clone() else {
             let refusal = Refusal::new(RefusalKind::Invalid, "a snapshot is named VOLUME@SNAPSHOT");
             return self.answer(requester, Err(refusal));
@@ -108,7 +117,13 @@ impl ServerCore {
             // An absent writer is advised when it comes back, and named when it does not.
             Some(_) => Phase::Draining { by, asked: conn.map(|conn| (conn, self.advise(conn, token))) },
             None => {
-                let Some(origin) = self.state.volume(volume).map(|v| v.origin.clone()) else { return };
+                let Some(origin) = self.state.volume(volume).map(|v| v.origin.clone()) else {
+                    return self
+                        .fail_create(volume, Refusal::new(RefusalKind::NotFound, "the volume is gone"));
+                };
+                if self.creates.failed_syncs.contains(&volume) {
+                    return self.fail_create(volume, failed_sync());
+                }
                 self.start_task(Purpose::SyncForCreate { volume, token }, Task::SyncHead { volume, origin });
                 Phase::Syncing
             }
@@ -158,7 +173,10 @@ impl ServerCore {
         let current = create.token == token && matches!(create.phase, Phase::Syncing);
         match done {
             _ if !current => {} // A writer came meanwhile; its drain decides.
-            TaskDone::Failed(refusal) => self.fail_create(volume, refusal),
+            TaskDone::Failed(_) => {
+                self.creates.failed_syncs.insert(volume);
+                self.fail_create(volume, failed_sync());
+            }
             _ => self.record_snapshot(volume, None),
         }
     }
@@ -166,8 +184,13 @@ impl ServerCore {
     /// The volume is at rest and durable: this is the instant.
     fn record_snapshot(&mut self, volume: VolumeId, drained: Option<ConnId>) {
         let Some(create) = self.pop_active(volume) else { return };
+        if drained.is_some() {
+            self.creates.failed_syncs.remove(&volume);
+        }
         let Some((epoch, size_bytes)) = self.state.volume(volume).map(|v| (v.epoch, v.size_bytes)) else {
-            return;
+            let refusal = Refusal::new(RefusalKind::NotFound, "the volume is gone");
+            self.answer(create.requester, Err(refusal));
+            return self.begin_create(volume);
         };
         if self.state.snapshot_by_name(volume, &create.name).is_some() {
             // Another create of this name was ahead in the queue.
@@ -249,4 +272,9 @@ impl ServerCore {
             self.send(conn, RequestId(0), FromServer::Resume { advice, epoch, all_unique });
         }
     }
+}
+
+fn failed_sync() -> Refusal {
+    let reason = "a sync of the volume's head failed: look at its disk, attach the volume and write it anew";
+    Refusal::new(RefusalKind::Media, reason)
 }

@@ -7,10 +7,13 @@
 //! Queries that want the same chunk share its copy-out. Chunks wanted by many queries gather while copy-outs are in
 //! flight, and go out as one job: one store sync and one record batch for all of them.
 //!
-//! Invariants: a chunk is in at most one job; a chunk whose sharing ended while it was copied (its snapshots were
-//! deleted) is granted without a record, its place given back; marks break in the step that makes a chunk unique.
+//! Invariants: a chunk is in at most one job; what a job copied is believed only if its chunks were shared, hence not
+//! writable, all the time: deleting a snapshot voids the volume's jobs, and their chunks are looked at anew; marks break in
+//! the step that makes a chunk unique.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use csnap_proto::limits::CHUNKS_PER_PAGE;
 use csnap_proto::message::operate::RefusalKind;
@@ -23,6 +26,10 @@ use crate::state::{Kept, Record, Sharing, SupersededRun};
 
 /// Copy-outs in flight at once: while one waits for its sync, the next one reads.
 const COPIES_IN_FLIGHT_MAX: usize = 2;
+
+/// How long after a takeover an older server's space is waited for before a write is refused. On one host it is known dead
+/// within a second; where that cannot be known, the space is shown as held.
+const RECLAIM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes of one copy-out: a few milliseconds of a plain disk, so that a large query does not delay small ones.
 const COPY_BYTES_MAX: u64 = 4 << 20;
@@ -47,6 +54,8 @@ struct Query {
 struct Job {
     volume: VolumeId,
     moves: Vec<(ChunkRange, StoreExtent)>,
+    /// A snapshot was deleted meanwhile: chunks may have been overwritten while they were read.
+    void: bool,
 }
 
 /// Queries, the chunks that they wait for, and copy-outs in flight.
@@ -55,6 +64,7 @@ pub(super) struct Grants {
     last_query: QueryId,
     last_copy: u64,
     queries: BTreeMap<QueryId, Query>,
+    /// Who waits for a chunk; of one in a job there is an entry even if nobody waits any more.
     waiters: BTreeMap<(VolumeId, Chunk), Vec<QueryId>>,
     /// Chunks that wait for a job.
     wanted: BTreeSet<(VolumeId, Chunk)>,
@@ -80,12 +90,13 @@ impl Grants {
         let wanted = &mut self.wanted;
         self.waiters.retain(|chunk, queries| {
             queries.retain(|id| !gone.contains(id));
-            let keep = !queries.is_empty();
-            if !keep {
-                wanted.remove(chunk);
-            }
-            keep
+            !queries.is_empty() || !wanted.remove(chunk)
         });
+    }
+
+    /// A snapshot of `volume` is deleted: what is being copied may be overwritten before it is read.
+    pub(super) fn void_jobs(&mut self, volume: VolumeId) {
+        self.jobs.values_mut().filter(|job| job.volume == volume).for_each(|job| job.void = true);
     }
 
     /// Space came back: what waits may try again.
@@ -128,14 +139,14 @@ impl ServerCore {
 
     /// Puts a query on the list of a shared chunk; false if it stands there already (its ranges overlap).
     fn want(&mut self, volume: VolumeId, chunk: Chunk, query: QueryId) -> bool {
-        let waiters = self.grants.waiters.entry((volume, chunk)).or_default();
-        if waiters.last() == Some(&query) {
-            return false;
+        match self.grants.waiters.entry((volume, chunk)) {
+            Entry::Vacant(entry) => {
+                entry.insert(vec![query]);
+                self.grants.wanted.insert((volume, chunk));
+            }
+            Entry::Occupied(entry) if entry.get().last() == Some(&query) => return false,
+            Entry::Occupied(entry) => entry.into_mut().push(query),
         }
-        if waiters.is_empty() {
-            self.grants.wanted.insert((volume, chunk));
-        }
-        waiters.push(query);
         true
     }
 
@@ -143,14 +154,31 @@ impl ServerCore {
     pub(super) fn start_copies(&mut self, out: Out) {
         while self.grants.jobs.len() < COPIES_IN_FLIGHT_MAX && !self.grants.growing {
             let Some(&(volume, _)) = self.grants.wanted.first() else { return };
-            let Some((chunk_size, size_bytes, origin)) =
-                self.state.volume(volume).map(|v| (v.chunk, v.size_bytes, v.origin.clone()))
-            else {
-                return;
+            let found = self.state.volume(volume).map(|v| (v.chunk, v.size_bytes, v.origin.clone()));
+            let Some((chunk_size, size_bytes, origin)) = found else {
+                let chunks = self.next_chunks(volume, u64::MAX);
+                self.fail_for_media(volume, &chunks, "the volume is gone");
+                continue;
             };
             let most = (COPY_BYTES_MAX / chunk_size.bytes()).max(1);
-            let chunks = self.next_chunks(volume, most);
-            match self.state.reserve(chunks.len() as u64, chunk_size.blocks()) {
+            let mut chunks = self.next_chunks(volume, most);
+            let mut reserved = self.state.reserve(chunks.len() as u64, chunk_size.blocks());
+            if let Err(need) = &reserved
+                && self.grants.full
+            {
+                // What there is place for goes; the rest is refused, unless space is about to come back.
+                let missing = usize::try_from(need.missing_chunks).unwrap_or(usize::MAX).min(chunks.len());
+                if missing == chunks.len() && self.space_may_come_back() {
+                    return;
+                }
+                let refused = chunks.split_off(chunks.len() - missing);
+                if chunks.is_empty() {
+                    self.fail_for_space(volume, &refused);
+                    continue;
+                }
+                reserved = self.state.reserve(chunks.len() as u64, chunk_size.blocks());
+            }
+            match reserved {
                 Ok(places) => {
                     for &chunk in &chunks {
                         self.grants.wanted.remove(&(volume, chunk));
@@ -158,17 +186,23 @@ impl ServerCore {
                     let moves = pair(&chunks, &places, chunk_size.blocks());
                     self.grants.last_copy += 1;
                     let copy = CopyId(self.grants.last_copy);
-                    self.grants.jobs.insert(copy, Job { volume, moves: moves.clone() });
+                    self.grants.jobs.insert(copy, Job { volume, moves: moves.clone(), void: false });
                     let job = CopyOut { volume, origin, chunk_bytes: chunk_size.bytes(), size_bytes, moves };
                     out.push(Output::CopyOut { copy, job });
                 }
-                Err(_) if self.grants.full => self.fail_for_space(volume, &chunks),
                 Err(need) => {
                     self.grants.growing = true;
                     out.push(Output::GrowArena { extent: need.grow, create: need.new_arena });
                 }
             }
         }
+    }
+
+    /// Whether a refusal for want of space would be premature: deletes are being worked off, or an older server's space is
+    /// about to be known free.
+    fn space_may_come_back(&self) -> bool {
+        let taking_over = self.now < self.began.after(RECLAIM_PATIENCE);
+        self.state.next_reap(1).is_some() || (taking_over && self.state.older_terms().next().is_some())
     }
 
     fn next_chunks(&self, volume: VolumeId, most: u64) -> Vec<Chunk> {
@@ -183,7 +217,13 @@ impl ServerCore {
 
     pub(super) fn on_copied_out(&mut self, copy: CopyId, result: Result<Vec<ChunkRange>, CopyError>) {
         let Some(job) = self.grants.jobs.remove(&copy) else { return };
+        if self.state.volume(job.volume).is_none() {
+            job.moves.iter().for_each(|&(_, extent)| self.state.unreserve(extent));
+            let chunks: Vec<Chunk> = job.moves.iter().flat_map(|(run, _)| run.chunks()).collect();
+            return self.fail_for_media(job.volume, &chunks, "the volume is gone");
+        }
         match result {
+            Ok(_) if job.void => self.copy_again(&job),
             Ok(zeros) => self.supersede(&job, &zeros),
             Err(error) => {
                 let chunks: Vec<Chunk> = job.moves.iter().flat_map(|(run, _)| run.chunks()).collect();
@@ -191,6 +231,25 @@ impl ServerCore {
                 match error {
                     CopyError::NoSpace => self.fail_for_space(job.volume, &chunks),
                     CopyError::Origin(reason) => self.fail_for_media(job.volume, &chunks, &reason),
+                }
+            }
+        }
+    }
+
+    /// What was copied is not believed: nothing refers to it. Who still waits is served anew.
+    fn copy_again(&mut self, job: &Job) {
+        job.moves.iter().for_each(|&(_, extent)| self.state.unreserve(extent));
+        let runs: Vec<(ChunkRange, Sharing)> =
+            job.moves.iter().flat_map(|&(run, _)| self.state.head_runs(job.volume, run)).collect();
+        for (run, sharing) in runs {
+            for chunk in run.chunks() {
+                let key = (job.volume, chunk);
+                if sharing == Sharing::Unique {
+                    self.settle(job.volume, chunk, |_| {});
+                } else if self.grants.waiters.get(&key).is_some_and(|queries| !queries.is_empty()) {
+                    self.grants.wanted.insert(key);
+                } else {
+                    self.grants.waiters.remove(&key);
                 }
             }
         }
@@ -241,6 +300,7 @@ impl ServerCore {
 
     fn fail_for_media(&mut self, volume: VolumeId, chunks: &[Chunk], reason: &str) {
         for &chunk in chunks {
+            self.grants.wanted.remove(&(volume, chunk));
             self.settle(volume, chunk, |query| query.media = Some(reason.to_owned()));
         }
     }

@@ -322,6 +322,7 @@ pub enum Exit {
 pub struct ServerCore {
     term: Term,
     config: Config,
+    began: Time,
     now: Time,
     wall: WallMillis,
     state: State,
@@ -346,6 +347,7 @@ impl ServerCore {
         let mut core = Self {
             term,
             config,
+            began: now,
             now,
             wall,
             state,

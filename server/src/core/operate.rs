@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use csnap_proto::frame::BODY_BYTES_MAX;
 use csnap_proto::limits::VOLUME_BYTES_MAX;
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Refusal, RefusalKind, Source};
 use csnap_proto::message::volume::FromServer;
@@ -14,6 +15,9 @@ use csnap_proto::{ChunkSize, Name, RequestId, RequestToken, Sequence, SessionId,
 use super::canary::Canary;
 use super::{ConnId, Out, Output, ServerCore, Task, TaskDone, TaskId};
 use crate::state::{Attached, Origin, Record, Session};
+
+/// Largest reply, bytes: what a frame holds, less the message around it.
+const REPLY_BYTES_MAX: usize = BODY_BYTES_MAX - 64;
 
 /// Identity of an operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +175,10 @@ impl ServerCore {
 
     fn reply(&mut self, route: Route, result: Result<OperatorReply, Refusal>) {
         let message = match result {
+            Ok(reply) if postcard::to_stdvec(&reply).map_or(true, |bytes| bytes.len() >= REPLY_BYTES_MAX) => {
+                let reason = "the answer does not fit a message: ask for one volume at a time";
+                FromServer::Refused(Refusal::new(RefusalKind::Invalid, reason))
+            }
             Ok(reply) => FromServer::Operated(reply),
             Err(refusal) => FromServer::Refused(refusal),
         };
@@ -361,6 +369,7 @@ impl ServerCore {
             return Err(Refusal::new(RefusalKind::Busy, reason));
         }
         self.break_all_marks(volume);
+        self.grants.void_jobs(volume);
         self.record(Record::SnapshotDelete { volume, epoch });
         let gone = Attached::Snapshot(volume, epoch);
         let conns: Vec<ConnId> = self

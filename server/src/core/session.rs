@@ -4,12 +4,13 @@
 //! its process is dead with its I/O returned (the agent that reaped it), or because the operator vouches for a fenced
 //! node. A timeout ends nothing: an absent writer keeps its volume.
 
+use csnap_proto::limits::SESSIONS_MAX;
 use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Head, Identify, IdentifyOk};
 use csnap_proto::{Epoch, FreeBatchId, InstanceId, RequestId, SessionId, Target, Term, VolumeId};
 
 use super::connection::Peer;
-use super::{ConnId, Out, Output, ServerCore};
+use super::{ConnId, Out, ServerCore};
 use crate::state::{Attached, Origin, Record, Session};
 
 /// Batches in one Renewed; the client comes back for more with its next Renew.
@@ -24,8 +25,7 @@ impl ServerCore {
             Ok(attached) => attached,
             Err(refusal) => {
                 self.send(conn, id, FromServer::Refused(refusal));
-                self.pipeline.then(Output::Close { conn });
-                return;
+                return self.part_with(conn);
             }
         };
         let peer = Peer {
@@ -37,6 +37,11 @@ impl ServerCore {
             attached,
         };
         if attached != Attached::Operator && self.state.session(peer.session).is_none() {
+            if self.state.sessions().count() >= SESSIONS_MAX {
+                let reason = "too many sessions are open; see csnap status for who holds them";
+                self.refuse(conn, id, RefusalKind::Busy, reason);
+                return self.part_with(conn);
+            }
             self.open_session(&peer);
         }
         if let Some(older) = self.connections.identify(conn, peer) {
@@ -211,26 +216,32 @@ impl ServerCore {
         let Some(session) = self.connections.peer(conn).map(|peer| peer.session) else { return };
         self.end_session(session);
         self.send(conn, id, FromServer::Released);
-        self.pipeline.then(Output::Close { conn });
+        self.part_with(conn);
     }
 
     pub(super) fn end_sessions_of(&mut self, instance: InstanceId) {
         let sessions: Vec<SessionId> =
             self.state.sessions().filter(|s| s.instance == instance).map(|s| s.id).collect();
-        sessions.into_iter().for_each(|session| self.end_session(session));
+        sessions.into_iter().for_each(|session| self.expel(session));
+    }
+
+    /// Ends a session that does not end itself, and its connection: nothing that it still says counts.
+    fn expel(&mut self, session: SessionId) {
+        let conn = self.connections.of_session(session);
+        self.end_session(session);
+        if let Some(conn) = conn {
+            self.part_with(conn);
+        }
     }
 
     /// The session is over: nothing of its I/O is under way, or its node is fenced.
     pub(super) fn end_session(&mut self, session: SessionId) {
         let Some(attached) = self.state.session(session).map(|s| s.attached) else { return };
-        if let Some(conn) = self.connections.of_session(session) {
-            self.grants.forget(conn);
-        }
         self.record(Record::SessionEnd { session });
         let orphans: Vec<VolumeId> =
             self.state.volumes().filter(|v| v.importer == Some(session)).map(|v| v.id).collect();
         for volume in orphans {
-            if self.state.writer_of(volume).is_none() {
+            if self.state.writer_of(volume).is_none() && self.state.youngest_live_snapshot(volume).is_none() {
                 self.record(Record::VolumeDelete { volume });
             }
         }
@@ -240,7 +251,7 @@ impl ServerCore {
                 .volume(volume)
                 .and_then(|v| v.importer)
                 .is_some_and(|s| self.state.session(s).is_none());
-            if importer_gone {
+            if importer_gone && self.state.youngest_live_snapshot(volume).is_none() {
                 self.record(Record::VolumeDelete { volume });
             }
             self.writer_left(volume);
@@ -251,10 +262,7 @@ impl ServerCore {
         if self.state.session(session).is_none() {
             return Err(Refusal::new(RefusalKind::NotFound, "no such session; see csnap status"));
         }
-        if let Some(conn) = self.connections.of_session(session) {
-            self.pipeline.then(Output::Close { conn });
-        }
-        self.end_session(session);
+        self.expel(session);
         Ok(OperatorReply::Done)
     }
 

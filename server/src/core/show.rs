@@ -9,6 +9,9 @@ use super::operate::RequestKey;
 use super::{ServerCore, TaskDone};
 use crate::state::{Attached, Origin, Session};
 
+/// Attachments that one row shows: enough to find somebody to ask; a snapshot can have any number of readers.
+const ATTACHMENTS_SHOWN_MAX: usize = 16;
+
 impl ServerCore {
     pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {
         let shown = self.state.volumes().filter(|v| v.importer.is_none());
@@ -25,8 +28,12 @@ impl ServerCore {
             Origin::Adopted { path, .. } => Some(path.clone()),
         };
         let writer = self.state.writer_of(id);
-        let attached: Vec<Attachment> =
-            self.state.sessions_of(id).map(|session| self.attachment(session)).collect();
+        let attached: Vec<Attachment> = self
+            .state
+            .sessions_of(id)
+            .take(ATTACHMENTS_SHOWN_MAX)
+            .map(|session| self.attachment(session))
+            .collect();
         let lost = writer.filter(|w| self.connections.of_session(w.id).is_none());
         let blocked = lost.map(|w| {
             format!(
@@ -73,7 +80,12 @@ impl ServerCore {
             size_bytes: snapshot.size_bytes,
             created: snapshot.created,
             own_bytes: self.state.own_bytes(volume, epoch),
-            readers: self.state.readers_of(volume, epoch).map(|s| self.attachment(s)).collect(),
+            readers: self
+                .state
+                .readers_of(volume, epoch)
+                .take(ATTACHMENTS_SHOWN_MAX)
+                .map(|s| self.attachment(s))
+                .collect(),
         }
     }
 
@@ -94,8 +106,10 @@ impl ServerCore {
             if !wanted || after.as_ref().is_some_and(|(last, _)| name < last) {
                 continue;
             }
-            let from =
-                after.as_ref().filter(|(last, _)| last == name).map_or(Epoch(0), |(_, epoch)| epoch.next());
+            let from = after
+                .as_ref()
+                .filter(|(last, _)| last == name)
+                .map_or(Epoch(0), |(_, epoch)| Epoch(epoch.0.saturating_add(1)));
             for snapshot in self.state.snapshots_from(volume, from) {
                 if rows.len() == PAGE_ROWS_MAX {
                     return Ok(OperatorReply::Snapshots { rows, more: true });

@@ -131,11 +131,9 @@ async fn receive(
     loop {
         match decoder.next::<ToServer>() {
             Ok(Some(frame)) => {
-                if frame.id.0 != 0 {
-                    match outgoing.permits.acquire().await {
-                        Ok(permit) => permit.forget(),
-                        Err(_) => break,
-                    }
+                match outgoing.permits.acquire().await {
+                    Ok(permit) => permit.forget(),
+                    Err(_) => break,
                 }
                 if events.send(Input::Frame { conn, frame }).await.is_err() {
                     return;

@@ -30,6 +30,9 @@ const EVENTS_QUEUED_MAX: usize = 1024;
 /// How often older terms' servers are looked for: space of theirs is held meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Attempts at the lock on our own gate, 10 ms apart.
+const LIFE_ATTEMPTS: u32 = 50;
+
 /// How soon a full pool is asked again for a journal segment.
 const RETRY_SEGMENT: Duration = Duration::from_millis(500);
 
@@ -47,7 +50,7 @@ pub(super) async fn serve<S: Storage>(
     let core = ServerCore::new(term, config, state, now(), wall());
     let mut server = Server::new(core, Workbench::new(&pool, journal.clone()));
     let mut keeper = spawn_local(keep_segments(journal));
-    let _life = server.bench.show_life().await?;
+    let _life = show_life(&server.bench).await?;
     link.tell(ToAgent::ServerServing { term });
     tracing::info!(%term, "serving");
     server.turn(Input::Tick).await?;
@@ -218,6 +221,18 @@ impl<S: Storage> Server<S> {
         }
         None
     }
+}
+
+/// Takes the lock that says that we live, before anything is recorded under our term. Whoever looked whether we are dead
+/// holds it for a moment.
+async fn show_life<S: Storage>(bench: &Workbench<S>) -> anyhow::Result<S::File> {
+    for _ in 0..LIFE_ATTEMPTS {
+        if let Some(file) = bench.show_life().await? {
+            return Ok(file);
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    anyhow::bail!("somebody else holds the lock of our term: csnap check must not run on a pool in use")
 }
 
 /// Writes a checkpoint; a failure of storage ends the process, a lack of space does not.

@@ -60,9 +60,10 @@ impl Space {
         &self.frees.open
     }
 
-    /// Whether space of `term` may be given out and punched.
+    /// Whether space of `term` may be given out and punched: every older server that could do so is dead, which are that
+    /// term's own and those after it, for they may have been given the arenas of terms dead before.
     fn is_usable(&self, term: Term) -> bool {
-        term == self.term || !self.alive.contains(&term)
+        term == self.term || (term < self.term && self.alive.range(term..self.term).next().is_none())
     }
 
     pub(super) fn begin_term(&mut self, term: Term) -> Result<(), Corrupt> {
