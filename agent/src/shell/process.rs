@@ -5,11 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tracing::{info, warn};
@@ -17,26 +20,45 @@ use tracing::{info, warn};
 use super::{Event, Events};
 use crate::core::{Input, Process};
 
-/// When a process started, clock ticks since boot: field 22 of its `stat`. None if it is gone.
+/// Between looks at a process whose end the kernel does not report to us.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// When a process started, clock ticks since boot. None if it is gone, or if the kernel does not say.
 pub(super) fn start_of(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in parentheses, and may itself hold anything.
-    let after_name = stat.rsplit_once(')')?.1;
-    let mut fields = after_name.split_ascii_whitespace();
-    let state = fields.next()?;
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+    look(pid).ok().flatten()
 }
 
-/// Whether exactly this process still runs.
+/// Whether exactly this process may still run: what cannot be looked at is not gone.
 pub(super) fn is_alive(process: Process) -> bool {
-    start_of(process.pid) == Some(process.started)
+    look(process.pid).map_or(true, |started| started == Some(process.started))
+}
+
+fn look(pid: u32) -> io::Result<Option<u64>> {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => Ok(start_in(&stat)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // It ended between opening and reading.
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Field 22 of a `stat`, unless the process is gone. One whose first thread has ended shows as a zombie although
+/// others may still be in a system call, with I/O on its way: it is gone when no other thread (field 20) is left.
+fn start_in(stat: &str) -> Option<u64> {
+    // The second field is the program's name in parentheses, and may itself hold anything.
+    let after_name = stat.rsplit_once(')')?.1;
+    let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+    let (state, threads, started) = (*fields.first()?, *fields.get(17)?, *fields.get(19)?);
+    let ended = matches!(state, "Z" | "X") && threads.parse::<u32>().is_ok_and(|threads| threads <= 1);
+    if ended { None } else { started.parse().ok() }
 }
 
 /// A descriptor of exactly this process, if it still runs.
 fn open(process: Process) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(process.pid).ok()?)?;
     let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    is_alive(process).then_some(fd)
+    (start_of(process.pid) == Some(process.started)).then_some(fd)
 }
 
 /// Every process that somebody waits for.
@@ -84,6 +106,9 @@ impl Children {
             if let Some(fd) = open(process) {
                 wait_until_readable(&fd);
             }
+            while is_alive(process) {
+                std::thread::sleep(LOOK_AGAIN);
+            }
             waited.lock().unwrap_or_else(PoisonError::into_inner).remove(&process);
             // The main loop may be gone; then nobody needs to know.
             let _ = events.blocking_send(Event::Input(Input::Ended(process)));
@@ -111,9 +136,41 @@ async fn report(process: Process, events: &Events, waited: &Mutex<BTreeSet<Proce
 fn wait_until_readable(fd: &OwnedFd) {
     loop {
         match poll(&mut [PollFd::new(fd, PollFlags::IN)], None) {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return warn!("a process cannot be waited for: {error}"),
             Ok(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_gone_only_when_its_last_thread_is() {
+        let stat = |name: &str, state: &str, threads: u32| {
+            format!("7 ({name}) {state} 1 7 7 0 -1 4194560 9 0 0 0 1 2 0 0 20 0 {threads} 0 4242 0 0\n")
+        };
+        for (name, state, threads, gone) in [
+            ("csnap", "S", 4, false),
+            ("csnap", "D", 1, false),
+            ("csnap", "Z", 2, false),
+            ("csnap", "Z", 1, true),
+            ("csnap", "Z", 0, true),
+            ("csnap", "X", 0, true),
+            ("a) Z 1 (b", "R", 1, false),
+        ] {
+            let expected = if gone { None } else { Some(4242) };
+            assert_eq!(start_in(&stat(name, state, threads)), expected, "{name} {state} {threads}");
+        }
+        assert_eq!((start_in(""), start_in("7 (csnap) S 1")), (None, None));
+    }
+
+    #[test]
+    fn this_process_lives_and_another_of_its_number_does_not() {
+        let pid = std::process::id();
+        let started = start_of(pid).expect("we run");
+        assert!(is_alive(Process { pid, started }) && !is_alive(Process { pid, started: started + 1 }));
     }
 }
