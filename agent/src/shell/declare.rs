@@ -1,21 +1,24 @@
 //! Tells the server who died, after making sure that their last I/O is gone.
 //!
-//! A writing exporter holds an exclusive lock on the file description that it writes a head through. The kernel gives
-//! it up only when the last I/O through that description has returned, also I/O that outlives its process; so whoever
-//! gets the lock knows. The server itself says which heads the dead had open for writing.
+//! A writing exporter holds an exclusive lock on the file description that it writes a head through, and a serving server
+//! one on its gate. The kernel gives a lock up only when the last I/O through that description has returned, also I/O
+//! that outlives its process; so whoever gets the lock knows. The server itself says which heads the dead had open for
+//! writing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, RefusalKind, VolumeInfo};
+use csnap_proto::{InstanceId, Term};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::server::Caller;
 use super::{Event, Events};
-use crate::core::{ClientRun, Dead, Input};
+use crate::core::{Dead, Input};
 
 /// Declarations that wait for the one in hand; the core repeats what does not fit.
 const WAITING_MAX: usize = 64;
@@ -23,7 +26,7 @@ const WAITING_MAX: usize = 64;
 /// One declaration, from connecting to the answer.
 const DECLARE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Between attempts to get the lock of a head whose I/O is still on its way.
+/// Between attempts to get the lock of a file whose I/O is still on its way.
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
 
 /// One declaration at a time, on one operator session.
@@ -66,14 +69,17 @@ impl Declarer {
 async fn declare(caller: &mut Caller, pool: &Path, dead: Dead, tcp: &str) -> anyhow::Result<()> {
     let mut call = caller.call(tcp).await?;
     let request = match dead {
-        Dead::Server { term } => OperatorRequest::ServerReaped { term },
+        Dead::Server { term } => {
+            wait_for_last_io(gate_of(pool, term)).await?;
+            OperatorRequest::ServerReaped { term }
+        }
         Dead::Client(run) => {
             let volumes = match caller.operate(&mut call, OperatorRequest::VolumeList).await? {
                 Ok(OperatorReply::Volumes(volumes)) => volumes,
                 Ok(_) => bail!("the server did not list its volumes"),
                 Err(refusal) => bail!("{refusal}"),
             };
-            let heads = heads_written_by(&volumes, caller.node(), run, pool);
+            let heads = heads_written_by(&volumes, run.instance, pool);
             for head in heads {
                 wait_for_last_io(head).await?;
             }
@@ -91,44 +97,134 @@ async fn declare(caller: &mut Caller, pool: &Path, dead: Dead, tcp: &str) -> any
     }
 }
 
-/// Heads that the dead exporter had open for writing, as the server knows it.
-fn heads_written_by(
-    volumes: &[VolumeInfo],
-    node: &csnap_proto::Name,
-    run: ClientRun,
-    pool: &Path,
-) -> Vec<PathBuf> {
-    let written = |volume: &&VolumeInfo| {
-        let writes = |a: &csnap_proto::message::operate::Attachment| {
-            a.snapshot.is_none() && a.node == *node && a.pid == run.process.pid
-        };
-        volume.attached.iter().any(writes)
-    };
+/// A file that the dead held a lock on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    path: PathBuf,
+    /// That it is not there proves that it has no I/O: only we make and delete such files.
+    ours: bool,
+}
+
+/// A term without a gate never served.
+fn gate_of(pool: &Path, term: Term) -> Held {
+    Held { path: pool.join("term").join(term.to_string()).join("gate"), ours: true }
+}
+
+/// Heads that the dead run had open for writing, as the server knows it: those of the very sessions that the server
+/// ends when it is told.
+fn heads_written_by(volumes: &[VolumeInfo], dead: InstanceId, pool: &Path) -> Vec<Held> {
+    let written =
+        |volume: &&VolumeInfo| volume.attached.iter().any(|a| a.snapshot.is_none() && a.instance == dead);
     let head = |volume: &VolumeInfo| match &volume.origin {
-        Some(path) => PathBuf::from(path),
-        None => pool.join("head").join(volume.id.file_name()),
+        Some(path) => Held { path: PathBuf::from(path), ours: false },
+        None => Held { path: pool.join("head").join(volume.id.file_name()), ours: true },
     };
     volumes.iter().filter(written).map(head).collect()
 }
 
-/// Waits until the lock of a head can be had, and lets it go again.
-async fn wait_for_last_io(head: PathBuf) -> anyhow::Result<()> {
+/// Waits until the lock of a file can be had.
+async fn wait_for_last_io(held: Held) -> anyhow::Result<()> {
     loop {
-        let path = head.clone();
-        let free = tokio::task::spawn_blocking(move || {
-            let file = open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(true),
-                Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-                Err(error) => Err(error),
-            }
-        });
-        match free.await? {
-            Ok(true) => return Ok(()),
-            Ok(false) => tokio::time::sleep(LOCK_AGAIN).await,
-            // A head that does not exist has no I/O.
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error).with_context(|| head.display().to_string()),
+        let looked = held.clone();
+        if tokio::task::spawn_blocking(move || is_free(&looked)).await?? {
+            return Ok(());
         }
+        tokio::time::sleep(LOCK_AGAIN).await;
+    }
+}
+
+/// Whether the lock of a file can be had; it is let go again at once.
+fn is_free(held: &Held) -> anyhow::Result<bool> {
+    let shown = held.path.display();
+    let file = match open(&held.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()) {
+        Err(Errno::NOENT) if held.ours => return Ok(true),
+        Err(Errno::NOENT) => {
+            bail!(
+                "{shown} is missing, so I/O to it may still be on its way; put it back, or fence the session"
+            )
+        }
+        file => file.with_context(|| format!("cannot open {shown}"))?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {shown}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use csnap_proto::message::operate::Attachment;
+    use csnap_proto::{ChunkSize, Epoch, Name, SessionId, VolumeId, WallMillis};
+
+    use super::*;
+
+    #[test]
+    fn a_server_is_dead_only_when_the_lock_of_its_gate_can_be_had() {
+        let pool = tempfile::tempdir().expect("a directory");
+        let gate = gate_of(pool.path(), Term(7));
+        assert!(is_free(&gate).expect("it never served"));
+        std::fs::create_dir_all(gate.path.parent().expect("in a directory")).expect("fresh");
+        let server = File::create(&gate.path).expect("fresh");
+        flock(&server, FlockOperation::NonBlockingLockExclusive).expect("fresh");
+        let in_flight = server.try_clone().expect("one more handle");
+        assert!(!is_free(&gate).expect("looks"));
+        drop(server);
+        assert!(!is_free(&gate).expect("looks"), "its last I/O is still on its way");
+        drop(in_flight);
+        assert!(is_free(&gate).expect("looks"));
+        assert!(is_free(&gate).expect("looks"), "looking holds nothing");
+    }
+
+    #[test]
+    fn a_missing_origin_proves_nothing_and_a_missing_head_of_the_pool_does() {
+        let pool = tempfile::tempdir().expect("a directory");
+        let path = pool.path().join("gone");
+        assert!(is_free(&Held { path: path.clone(), ours: true }).expect("looks"));
+        let error = is_free(&Held { path, ours: false }).expect_err("nobody knows");
+        assert!(error.to_string().contains("put it back"), "{error}");
+    }
+
+    #[test]
+    fn the_heads_of_exactly_the_sessions_that_end_are_looked_at() {
+        let dead = InstanceId([1; 16]);
+        let snapshot = || Some(Name::new("snap").expect("a name"));
+        let volume = |id, origin: Option<&str>, attached: &[(InstanceId, Option<Name>)]| VolumeInfo {
+            id: VolumeId(id),
+            name: Name::new("demo").expect("a name"),
+            size_bytes: 1 << 20,
+            chunk: ChunkSize::MIN,
+            origin: origin.map(str::to_owned),
+            created: WallMillis(0),
+            snapshots: 0,
+            epoch: Epoch(1),
+            store_bytes: 0,
+            attached: attached
+                .iter()
+                .map(|(instance, snapshot)| Attachment {
+                    session: SessionId([0; 16]),
+                    instance: *instance,
+                    node: Name::new("renamed").expect("a name"),
+                    pid: 1,
+                    snapshot: snapshot.clone(),
+                    present: false,
+                })
+                .collect(),
+            blocked: None,
+        };
+        let other = InstanceId([2; 16]);
+        let volumes = [
+            volume(1, None, &[(dead, None)]),
+            volume(2, None, &[(dead, snapshot()), (other, None)]),
+            volume(3, Some("/dev/disk"), &[(other, snapshot()), (dead, None)]),
+            volume(4, None, &[]),
+        ];
+        let expected = [
+            Held { path: Path::new("/pool/head").join(VolumeId(1).file_name()), ours: true },
+            Held { path: PathBuf::from("/dev/disk"), ours: false },
+        ];
+        assert_eq!(heads_written_by(&volumes, dead, Path::new("/pool")), expected);
     }
 }

@@ -84,10 +84,6 @@ impl Caller {
         Self { node, instance, identity, sequence: Sequence(0) }
     }
 
-    pub(super) fn node(&self) -> &Name {
-        &self.node
-    }
-
     fn identify(&self) -> ToServer {
         ToServer::Identify(Identify {
             session: self.identity.session,

@@ -148,6 +148,8 @@ pub struct VolumeInfo {
 pub struct Attachment {
     /// Its session.
     pub session: SessionId,
+    /// Run of the exporter: what a node's agent knows it by.
+    pub instance: InstanceId,
     /// Node of the exporter.
     pub node: Name,
     /// Process on that node.

@@ -63,6 +63,7 @@ impl ServerCore {
         };
         Attachment {
             session: session.id,
+            instance: session.instance,
             node: session.node.clone(),
             pid: session.pid,
             snapshot,
