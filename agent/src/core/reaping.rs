@@ -1,7 +1,8 @@
 //! Processes of this node that died: the server must hear of each, or what they held stays held.
 //!
-//! A declaration is repeated until some server took it in, also by a later life of the agent. That the last I/O of the
-//! dead is gone is checked by whoever carries the declaration out.
+//! A declaration is repeated until some server took it in, also by a later life of the agent. A client is declared once
+//! more a while later: the last words of the dead may have reached the server after the first declaration, and opened a
+//! session anew. That the last I/O of the dead is gone is checked by whoever carries the declaration out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,6 +15,9 @@ use super::{ClientRun, Output, Process};
 
 /// Wait before a declaration that was not taken in is repeated.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// From the first declaration of a client to the second: what the dead had sent is delivered or lost by then.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Most dead that wait to be declared: an exporter that dies every few seconds for hours. Beyond, the oldest is left to
 /// the operator's fence.
@@ -38,6 +42,8 @@ pub enum Dead {
 #[derive(Debug, Default)]
 pub(super) struct Reaping {
     waiting: BTreeSet<Dead>,
+    /// Of those that wait: declared once, and when the second time is due.
+    once: BTreeMap<Dead, Time>,
     in_flight: BTreeSet<Dead>,
     not_before: Time,
     /// Servers of an earlier life of the agent that still run.
@@ -54,7 +60,8 @@ impl Reaping {
     pub(super) fn add(&mut self, dead: Dead) {
         self.waiting.insert(dead);
         if self.waiting.len() > DEAD_MAX {
-            self.waiting.pop_first();
+            let oldest = self.waiting.pop_first();
+            oldest.map(|dead| self.once.remove(&dead));
         }
     }
 
@@ -84,7 +91,8 @@ impl Reaping {
     /// Declares to the server that serves. A dead server is declared to its successors only.
     pub(super) fn tick(&mut self, now: Time, known: Option<&ServerAddress>, out: &mut Vec<Output>) {
         let Some(known) = known.filter(|_| self.not_before <= now) else { return };
-        let due: Vec<_> = self.due(known.term).copied().collect();
+        let ripe = |(dead, at): (&Dead, Time)| (at <= now).then_some(*dead);
+        let due: Vec<_> = self.open(known.term).filter_map(ripe).collect();
         for dead in due {
             self.in_flight.insert(dead);
             out.push(Output::Declare { dead, tcp: known.tcp.clone() });
@@ -93,10 +101,13 @@ impl Reaping {
 
     pub(super) fn on_declared(&mut self, now: Time, dead: Dead, done: bool) {
         self.in_flight.remove(&dead);
-        if done {
-            self.waiting.remove(&dead);
-        } else {
+        if !done {
             self.not_before = now.after(AGAIN);
+        } else if matches!(dead, Dead::Client(_)) && !self.once.contains_key(&dead) {
+            self.once.insert(dead, now.after(LAST_WORDS));
+        } else {
+            self.once.remove(&dead);
+            self.waiting.remove(&dead);
         }
     }
 
@@ -115,14 +126,17 @@ impl Reaping {
     }
 
     pub(super) fn next_deadline(&self, known: Option<&ServerAddress>) -> Option<Time> {
-        known.filter(|known| self.due(known.term).next().is_some()).map(|_| self.not_before)
+        let earliest = self.open(known?.term).map(|(_, at)| at).min()?;
+        Some(earliest.max(self.not_before))
     }
 
-    fn due(&self, serving: Term) -> impl Iterator<Item = &Dead> {
+    /// What is to be declared to the server of `serving` and is not under way, and from when on.
+    fn open(&self, serving: Term) -> impl Iterator<Item = (&Dead, Time)> {
         let ripe = move |dead: &&Dead| match dead {
             Dead::Client(_) => true,
             Dead::Server { term } => *term < serving,
         };
-        self.waiting.iter().filter(ripe).filter(|dead| !self.in_flight.contains(dead))
+        let open = self.waiting.iter().filter(ripe).filter(|dead| !self.in_flight.contains(dead));
+        open.map(|dead| (dead, self.once.get(dead).copied().unwrap_or_default()))
     }
 }

@@ -148,6 +148,24 @@ fn a_writer_that_dies_is_declared_dead() {
 }
 
 #[test]
+fn a_dead_client_is_declared_twice_for_its_last_words_may_come_late() {
+    let mut world = alone();
+    let process = Process { pid: 9, started: 9 };
+    let conn = world.connect(0, process);
+    let message = ToAgent::WriterHello { instance: InstanceId([9; 16]) };
+    world.step(0, Input::Received { conn, id: RequestId(1), message });
+    world.end(0, process);
+    let mut seen = Vec::new();
+    for _ in 0..15 {
+        world.run(Duration::from_secs(1));
+        let remembered = world.nodes[0].saved.as_ref().is_some_and(|saved| !saved.dead.is_empty());
+        seen.push((world.nodes[0].declared.len(), remembered));
+    }
+    seen.dedup();
+    assert_eq!(seen, [(1, true), (2, false)]);
+}
+
+#[test]
 fn a_dead_server_is_declared_to_its_successor() {
     let mut world = pair();
     let server = world.server();
