@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
-use csnap_proto::{InstanceId, Secret, SessionId, Time};
+use csnap_proto::message::local::FromAgent;
+use csnap_proto::{InstanceId, RequestId, Secret, SessionId, Time};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -43,7 +44,17 @@ pub struct Programs {
 enum Event {
     Input(Input),
     Accepted(UnixStream),
-    Connected { ticket: Ticket, stream: TcpStream },
+    Connected {
+        ticket: Ticket,
+        stream: TcpStream,
+    },
+    /// Every run is saved, so the socket may go out.
+    MayHandOut {
+        conn: ConnId,
+        id: RequestId,
+        message: FromAgent,
+        stream: TcpStream,
+    },
 }
 
 type Events = mpsc::Sender<Event>;
@@ -164,6 +175,10 @@ impl Agent {
                 self.sockets.insert(ticket, stream);
                 self.turn(Input::ServerConnect { ticket, made: true })
             }
+            Event::MayHandOut { conn, id, message, stream } => {
+                self.send(conn, id, message, Some(stream));
+                Ok(())
+            }
         }
     }
 
@@ -202,7 +217,7 @@ impl Agent {
             Output::Send { conn, id, message } => self.send(conn, id, message, None),
             Output::HandOut { ticket, conn, id, message } => {
                 if let Some(stream) = self.sockets.remove(&ticket) {
-                    self.send(conn, id, message, Some(stream));
+                    self.hand_out(conn, id, message, stream);
                 }
             }
             Output::Close { conn, reason } => {
@@ -244,13 +259,20 @@ impl Agent {
         None
     }
 
-    fn send(
-        &mut self,
-        conn: ConnId,
-        id: csnap_proto::RequestId,
-        message: csnap_proto::message::local::FromAgent,
-        socket: Option<TcpStream>,
-    ) {
+    /// Sends a way to the server, once whoever gets it would be remembered.
+    fn hand_out(&mut self, conn: ConnId, id: RequestId, message: FromAgent, stream: TcpStream) {
+        let Some(unsaved) = self.saver.runs_unsaved() else {
+            return self.send(conn, id, message, Some(stream));
+        };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            unsaved.await;
+            // The main loop may be gone; then the asker finds the agent gone too.
+            let _ = events.send(Event::MayHandOut { conn, id, message, stream }).await;
+        });
+    }
+
+    fn send(&mut self, conn: ConnId, id: RequestId, message: FromAgent, socket: Option<TcpStream>) {
         let Some(connection) = self.conns.get(&conn) else { return };
         if !connection.send(id, message, socket) {
             // Its reader ends with it and says that it is gone.
