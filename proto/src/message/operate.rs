@@ -137,7 +137,7 @@ pub struct VolumeInfo {
     pub epoch: Epoch,
     /// Store space of its snapshots, bytes.
     pub store_bytes: u64,
-    /// Who has it or its snapshots open.
+    /// Who has it or its snapshots open, the writer first: a list that is cut short still has it.
     pub attached: Vec<Attachment>,
     /// Why nobody can have it, if so.
     pub blocked: Option<String>,
