@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::cluster::{Cluster, Server, number, signal, wait_until};
+use super::cluster::{Cluster, Server, is_alive, number, signal, wait_until};
 use super::nbd::{Nbd, WRITE};
 use super::writer::stamped;
 
@@ -33,6 +33,9 @@ const VERIFY_EVERY: u32 = 25;
 
 /// The deepest call of a thread that is hit.
 const DEPTH: u32 = 12;
+
+/// strace ends at once when its process does, or not at all.
+const STRACE_ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// NBD's error for a lack of space.
 const ENOSPC: u32 = 28;
@@ -69,6 +72,7 @@ impl Point {
 /// strace on a process, until one of them ends.
 struct Tracer {
     strace: Child,
+    pid: u32,
     log: PathBuf,
 }
 
@@ -93,7 +97,7 @@ impl Tracer {
             strace.wait().expect("it ends");
             return None;
         }
-        Some(Self { strace, log })
+        Some(Self { strace, pid, log })
     }
 
     fn ended(&mut self) -> bool {
@@ -104,10 +108,21 @@ impl Tracer {
     fn detach(mut self) -> bool {
         if !self.ended() {
             signal(self.strace.id(), "INT");
-            self.strace.wait().expect("it ends");
         }
+        let mut gone = None;
+        wait_until("strace has let go", || {
+            // Asked just as the process dies, strace waits for ever for an answer of its main thread.
+            if gone.is_none() && !is_alive(self.pid) {
+                gone = Some(Instant::now());
+            }
+            if gone.is_some_and(|since| since.elapsed() > STRACE_ENDS_WITHIN) {
+                signal(self.strace.id(), "KILL");
+            }
+            self.ended()
+        });
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        log.contains("(INJECTED)") || log.contains("killed by SIGKILL")
+        let killed = log.contains("killed by SIGKILL") || log.contains("= ?");
+        log.contains("(INJECTED)") || killed && !is_alive(self.pid)
     }
 }
 
