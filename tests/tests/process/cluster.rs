@@ -242,6 +242,7 @@ pub(crate) struct Server {
 
 /// Sends a signal by name; a process that is gone is fine.
 pub(crate) fn signal(pid: u32, name: &str) {
+    assert_ne!(pid, 0, "that is our own process group");
     let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status();
 }
 

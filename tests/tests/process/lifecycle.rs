@@ -28,14 +28,12 @@ fn the_server_serves_on_while_lockd_is_away() {
     let guest = Writer::start(&cluster.socket(1), "demo", 1024);
     guest.wait_for(100);
     let server = cluster.server();
-    let status = cluster.status();
-    let lockd = status["lockd"]["members"][0]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("lockd");
     for turn in 0..3 {
-        let lockd = if turn == 0 { lockd } else { lockd_pid(&cluster) };
+        let lockd = lockd_pid(&cluster).expect("lockd runs");
         signal(lockd, "KILL");
         cluster.csnap(&["snapshot", "create", &format!("demo@l{turn}")]);
         guest.wait_for(200);
-        wait_until("lockd is back", || lockd_pid(&cluster) != lockd);
+        wait_until("lockd is back", || lockd_pid(&cluster).is_some_and(|pid| pid != lockd));
     }
     assert_eq!(cluster.server(), server, "nothing moved");
     signal(server.pid, "KILL");
@@ -44,8 +42,10 @@ fn the_server_serves_on_while_lockd_is_away() {
     guest.stop_and_verify();
 }
 
-fn lockd_pid(cluster: &Cluster) -> u32 {
-    cluster.status()["lockd"]["members"][0]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
+/// As the agents know it; absent while they cannot reach it.
+fn lockd_pid(cluster: &Cluster) -> Option<u32> {
+    let pid = cluster.status()["lockd"]["members"][0]["pid"].as_u64()?;
+    u32::try_from(pid).ok()
 }
 
 #[test]
