@@ -79,14 +79,14 @@ impl Pipeline {
         self.gathering.back_mut().expect("one was just made")
     }
 
-    /// Starts the next batch, if the journal is free. `true` when the state in memory is exactly what the journal
-    /// holds once this batch is in it.
-    pub(super) fn start(&mut self, out: &mut Vec<Output>) -> bool {
+    /// Starts the next batch, if the journal is free; one without records goes to the journal only if `append` is set. `true`
+    /// when the state in memory is exactly what the journal holds once this batch is in it.
+    pub(super) fn start(&mut self, append: bool, out: &mut Vec<Output>) -> bool {
         if self.appending.is_some() {
             return false;
         }
         let Some(mut batch) = self.gathering.pop_front() else { return false };
-        if batch.body.is_empty() {
+        if batch.body.is_empty() && !append {
             out.push(Output::ReadGate { batch: batch.id });
             self.at_gate.push_back(batch);
             return false;
@@ -138,7 +138,7 @@ mod tests {
         let mut out = Vec::new();
         pipeline.record(&record());
         pipeline.then(effect(1));
-        assert!(pipeline.start(&mut out));
+        assert!(pipeline.start(false, &mut out));
         assert!(matches!(out[..], [Output::Append { batch: BatchId(1), .. }]));
         out.clear();
         pipeline.appended(BatchId(1), &mut out);
@@ -154,12 +154,12 @@ mod tests {
         let mut pipeline = Pipeline::default();
         let mut out = Vec::new();
         pipeline.record(&record());
-        pipeline.start(&mut out);
+        pipeline.start(false, &mut out);
         pipeline.then(effect(2));
         out.clear();
-        assert!(!pipeline.start(&mut out) && out.is_empty());
+        assert!(!pipeline.start(false, &mut out) && out.is_empty());
         pipeline.appended(BatchId(1), &mut out);
-        pipeline.start(&mut out);
+        pipeline.start(false, &mut out);
         out.clear();
         pipeline.gate_open(BatchId(2), &mut out);
         assert!(matches!(out[..], [Output::Close { conn: ConnId(2) }]));

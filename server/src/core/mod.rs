@@ -405,7 +405,10 @@ impl ServerCore {
             self.exit(Exit::Drained, out);
             return;
         }
-        let exact = self.pipeline.start(out);
+        if self.checkpoint_due && self.pipeline.is_idle() {
+            self.pipeline.mark();
+        }
+        let exact = self.pipeline.start(self.checkpoint_due, out);
         if exact
             && self.checkpoint_due
             && let Some(Output::Append { checkpoint, .. }) = out.last_mut()

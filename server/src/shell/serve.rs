@@ -27,6 +27,10 @@ const EVENTS_PER_TURN_MAX: usize = 256;
 /// Events of connections that may wait for the loop.
 const EVENTS_QUEUED_MAX: usize = 1024;
 
+/// How long after a takeover the first checkpoint is written: out of the way of the clients that come back, and soon
+/// enough that servers which die again and again do not fill the pool with their journals.
+const FIRST_CHECKPOINT_AFTER: Duration = Duration::from_millis(500);
+
 /// How often older terms' servers are looked for: space of theirs is held meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -99,6 +103,8 @@ struct Server<S: Storage> {
     connections: BTreeMap<ConnId, Connection>,
     last_conn: u64,
     next_look: Time,
+    /// When a checkpoint is due although the journal is short: it makes the files of earlier terms superfluous.
+    first_checkpoint: Option<Time>,
     events: mpsc::Sender<Input>,
     events_in: mpsc::Receiver<Input>,
     done: mpsc::UnboundedSender<Result<Done, Fatal>>,
@@ -118,6 +124,7 @@ impl<S: Storage> Server<S> {
             connections,
             last_conn: 0,
             next_look: Time(0),
+            first_checkpoint: Some(now().after(FIRST_CHECKPOINT_AFTER)),
             events,
             events_in,
             done,
@@ -175,7 +182,9 @@ impl<S: Storage> Server<S> {
     }
 
     fn wish_for_checkpoint(&mut self, out: &mut Vec<Output>) {
-        if !self.checkpointing.get() && self.bench.wants_checkpoint() {
+        let first = self.first_checkpoint.is_some_and(|at| at <= now());
+        if !self.checkpointing.get() && (first || self.bench.wants_checkpoint()) {
+            self.first_checkpoint = None;
             self.checkpointing.set(true);
             self.core.step(now(), wall(), Input::CheckpointDue, out);
         }
