@@ -112,7 +112,8 @@ impl Report {
             self.lasted / 1_000_000,
             self.longest_wait as f64 / 1e6
         );
-        let tables = [("work", &self.tally.work), ("faults", &self.tally.faults), ("states", &self.tally.states)];
+        let tables =
+            [("work", &self.tally.work), ("faults", &self.tally.faults), ("states", &self.tally.states)];
         for (title, table) in tables {
             text.push_str(&format!("{title}:\n"));
             for (name, count) in table {

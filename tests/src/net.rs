@@ -118,7 +118,9 @@ impl Net {
     /// Whether nothing passes from one host to the other.
     #[must_use]
     pub fn is_blocked(&self, from: HostId, to: HostId) -> bool {
-        from != to && self.blocked.contains(&(from, to)) || self.dark.contains(&from) || self.dark.contains(&to)
+        from != to && self.blocked.contains(&(from, to))
+            || self.dark.contains(&from)
+            || self.dark.contains(&to)
     }
 
     /// Nothing passes any more in this direction.
@@ -231,7 +233,14 @@ impl Net {
     }
 
     /// `proc` sends; into the void if its end is not open.
-    pub fn send(&mut self, now: u64, conn: NetConn, proc: ProcId, payload: Payload, queue: &mut Queue<Happening>) {
+    pub fn send(
+        &mut self,
+        now: u64,
+        conn: NetConn,
+        proc: ProcId,
+        payload: Payload,
+        queue: &mut Queue<Happening>,
+    ) {
         match (self.side_of(conn, proc), payload.socket) {
             (Some(side), _) => self.post(now, conn, 1 - side, Item::Data(payload), queue),
             (None, Some(socket)) => self.lose_socket(now, socket, queue),
@@ -270,7 +279,9 @@ impl Net {
         let owned: Vec<(NetConn, Side)> = self
             .conns
             .iter()
-            .flat_map(|(id, conn)| (0..2).filter(|side| conn.ends[*side].owner == Some(proc)).map(|s| (*id, s)))
+            .flat_map(|(id, conn)| {
+                (0..2).filter(|side| conn.ends[*side].owner == Some(proc)).map(|s| (*id, s))
+            })
             .collect();
         for (conn, side) in owned {
             self.shut(conn, side);
@@ -300,7 +311,13 @@ impl Net {
     }
 
     /// Something arrives at an end, or is held back. What its owner sees of it.
-    pub fn arrive(&mut self, now: u64, id: NetConn, side: Side, queue: &mut Queue<Happening>) -> Option<(ProcId, Event)> {
+    pub fn arrive(
+        &mut self,
+        now: u64,
+        id: NetConn,
+        side: Side,
+        queue: &mut Queue<Happening>,
+    ) -> Option<(ProcId, Event)> {
         let (from, to) = {
             let conn = self.conns.get(&id)?;
             (conn.ends[1 - side].host, conn.ends[side].host)
@@ -342,7 +359,14 @@ impl Net {
     }
 
     /// The kernel of the sender towards `side` looks whether what it sent is acknowledged by now.
-    pub fn give_up(&mut self, now: u64, id: NetConn, side: Side, since: u64, queue: &mut Queue<Happening>) -> Option<(ProcId, Event)> {
+    pub fn give_up(
+        &mut self,
+        now: u64,
+        id: NetConn,
+        side: Side,
+        since: u64,
+        queue: &mut Queue<Happening>,
+    ) -> Option<(ProcId, Event)> {
         let end = &mut self.conns.get_mut(&id)?.ends[side];
         if end.blocked_since != Some(since) {
             return None;
@@ -354,7 +378,13 @@ impl Net {
     }
 
     /// Keepalive at `side`: a peer that is gone is noticed.
-    pub fn keepalive(&mut self, now: u64, id: NetConn, side: Side, queue: &mut Queue<Happening>) -> Option<(ProcId, Event)> {
+    pub fn keepalive(
+        &mut self,
+        now: u64,
+        id: NetConn,
+        side: Side,
+        queue: &mut Queue<Happening>,
+    ) -> Option<(ProcId, Event)> {
         let conn = self.conns.get(&id)?;
         if !conn.ends[side].open || conn.ends[1 - side].open {
             return None;
@@ -380,7 +410,13 @@ impl Net {
     }
 
     /// Cuts a connection: at one end only, whose peer then lives in a dream, or at both.
-    pub fn cut(&mut self, now: u64, id: NetConn, sides: &[Side], queue: &mut Queue<Happening>) -> Vec<(ProcId, Event)> {
+    pub fn cut(
+        &mut self,
+        now: u64,
+        id: NetConn,
+        sides: &[Side],
+        queue: &mut Queue<Happening>,
+    ) -> Vec<(ProcId, Event)> {
         if let [side] = sides {
             queue.push(now + KEEPALIVE, Happening::Keepalive { conn: id, side: 1 - side });
         }

@@ -60,11 +60,15 @@ pub enum Fault {
     ClockJumps,
     /// A clock stands still.
     ClockStops,
+    /// The serving server is killed, and whoever takes over is hit at some operation.
+    HitTakeover,
+    /// A serving server is hit at some operation.
+    HitService,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::KillServer,
         Self::PauseServer,
         Self::PauseNode,
@@ -84,6 +88,8 @@ impl Fault {
         Self::Full,
         Self::ClockJumps,
         Self::ClockStops,
+        Self::HitTakeover,
+        Self::HitService,
     ];
 
     /// For people.
@@ -109,6 +115,8 @@ impl Fault {
             Self::Full => "pool full",
             Self::ClockJumps => "clock jumped",
             Self::ClockStops => "clock stood still",
+            Self::HitTakeover => "takeover hit",
+            Self::HitService => "service hit",
         }
     }
 }

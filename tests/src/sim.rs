@@ -177,6 +177,10 @@ pub struct Sim {
     pub full: bool,
     /// It was full once.
     pub was_full: bool,
+    /// The sync of a directory of terms was made to fail once.
+    pub dir_sync_failed: bool,
+    /// Servers that take over.
+    pub taking_over: BTreeSet<ProcId>,
     /// Processes that are stopped.
     pub paused: BTreeSet<ProcId>,
     /// The longest that a guest waited for a request, microseconds.
@@ -227,6 +231,8 @@ impl Sim {
             slowness: 1,
             full: false,
             was_full: false,
+            dir_sync_failed: false,
+            taking_over: BTreeSet::new(),
             paused: BTreeSet::new(),
             longest_wait: 0,
             used: BTreeSet::new(),
@@ -333,7 +339,13 @@ impl Sim {
     }
 
     /// As [`Self::send`], with a socket of `proc` beside it.
-    pub fn send_beside<M: Message>(&mut self, proc: ProcId, conn: NetConn, frame: &Frame<M>, socket: Option<NetConn>) {
+    pub fn send_beside<M: Message>(
+        &mut self,
+        proc: ProcId,
+        conn: NetConn,
+        frame: &Frame<M>,
+        socket: Option<NetConn>,
+    ) {
         let mut bytes = BytesMut::new();
         encode(frame, &mut bytes);
         if let Some(socket) = socket {

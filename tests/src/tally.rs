@@ -38,7 +38,7 @@ pub const STATES: &[&str] = &[
     "a reader's snapshot was deleted by force",
     "a server was handed over by plan",
     "a fast write was waited for by a drain",
-    "a frame came on a connection that was superseded",
+    "a session came back while its older connection was open",
     "a probe cleared a suspected server",
     "a connection broke on one side only",
     "a clock stood still",

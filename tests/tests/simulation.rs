@@ -14,7 +14,11 @@ const WORLDS: u64 = 200;
 fn no_world_sees_a_law_broken() {
     let (first, count) = (number("CSNAP_SEED_FIRST", 1), number("CSNAP_SEEDS", WORLDS));
     let trace = std::env::var_os("CSNAP_TRACE").is_some();
-    let report = campaign::run(first..first + count, 10, |plan| csnap_tests::plan::Plan { trace, print: trace, ..plan });
+    let report = campaign::run(first..first + count, 10, |plan| csnap_tests::plan::Plan {
+        trace,
+        print: trace,
+        ..plan
+    });
     println!("{}", report.figures());
     for failure in &report.failures {
         println!("seed {}: {}", failure.seed, failure.what);

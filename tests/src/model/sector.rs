@@ -72,7 +72,9 @@ impl Sector {
 
     /// A write with FUA was acknowledged: it or something younger survives.
     pub fn written_through(&mut self, stamp: Stamp) {
-        if let Some(at) = self.survivors.iter().position(|known| *known == stamp).filter(|at| *at >= self.unsure) {
+        if let Some(at) =
+            self.survivors.iter().position(|known| *known == stamp).filter(|at| *at >= self.unsure)
+        {
             self.survivors.drain(..at);
             self.unsure = 0;
         }

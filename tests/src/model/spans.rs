@@ -66,7 +66,11 @@ mod tests {
     fn spans_meet_where_both_are() {
         let mut a = Spans::one(1, 5);
         a.push(8, 10);
-        assert_eq!(a.meet(&Spans::one(5, 9)), { let mut m = Spans::one(5, 5); m.push(8, 9); m });
+        assert_eq!(a.meet(&Spans::one(5, 9)), {
+            let mut m = Spans::one(5, 5);
+            m.push(8, 9);
+            m
+        });
         assert!(a.meet(&Spans::one(6, 7)).is_empty());
         a.cut(8);
         assert_eq!(a.bounds(), Some((1, 8)));

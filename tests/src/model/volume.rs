@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub name: Name,
     /// Another name that it may have got.
     pub renamed: Option<Name>,
+    /// The name that it had before it got this one.
+    pub former: Option<Name>,
     /// How far it is.
     pub life: Life,
     /// Since when.
@@ -158,8 +160,16 @@ impl Volume {
     /// A snapshot is asked for.
     pub fn snapshot_asked(&mut self, now: u64, token: RequestToken, name: Name) {
         let instants = Spans::one(now, u64::MAX);
-        let (life, renamed) = (Life::Asked, None);
-        self.snapshots.insert(token, Snapshot { name, renamed, life, since: now, instants, forced: false });
+        let snapshot = Snapshot {
+            name,
+            renamed: None,
+            former: None,
+            life: Life::Asked,
+            since: now,
+            instants,
+            forced: false,
+        };
+        self.snapshots.insert(token, snapshot);
     }
 
     /// It is known to be there by now.
@@ -222,7 +232,11 @@ impl Volume {
             }
         }
         for name in listed {
-            let may_be = |s: &Snapshot| s.may_be_called(name) && (s.life != Life::Gone || s.since >= asked);
+            let may_be = |s: &Snapshot| {
+                let just_now = s.since >= asked;
+                s.may_be_called(name) && (s.life != Life::Gone || just_now)
+                    || s.former.as_ref() == Some(name) && just_now
+            };
             if !self.snapshots.values().any(may_be) {
                 return Err(format!("{}@{name} is listed, but is gone or was never made", self.name));
             }

@@ -202,7 +202,10 @@ impl AgentProc {
             }
         } else if self.conns.contains_key(&ConnId(conn.0)) {
             for frame in frames::<ToAgent>(bytes) {
-                self.turn(sim, Input::Received { conn: ConnId(conn.0), id: frame.id, message: frame.message });
+                self.turn(
+                    sim,
+                    Input::Received { conn: ConnId(conn.0), id: frame.id, message: frame.message },
+                );
             }
         }
     }
@@ -260,7 +263,9 @@ impl AgentProc {
                 }
             }
             Output::Probe { tcp, term } => self.send_on_errand(sim, &tcp, Task::Probe(term), PROBE_WITHIN),
-            Output::Declare { dead, tcp } => self.send_on_errand(sim, &tcp, Task::Declare(dead), DECLARE_WITHIN),
+            Output::Declare { dead, tcp } => {
+                self.send_on_errand(sim, &tcp, Task::Declare(dead), DECLARE_WITHIN)
+            }
             Output::Save(state) => {
                 let (host, proc, at) = (self.host, self.id, sim.now + sim.rng.below(SAVE_WITHIN));
                 sim.queue.push(at, Happening::Saved { host, proc, state: Box::new(state) });
@@ -287,7 +292,8 @@ impl AgentProc {
                 if let Some((_, conn)) = self.lockd.take_if(|(mine, _)| *mine == attempt) {
                     sim.close(self.id, conn);
                 }
-                self.connects.retain(|_, purpose| !matches!(purpose, Purpose::Lockd(mine) if *mine == attempt));
+                self.connects
+                    .retain(|_, purpose| !matches!(purpose, Purpose::Lockd(mine) if *mine == attempt));
             }
             ClientOutput::Send { attempt, frame } => {
                 let Some((_, conn)) = self.lockd.filter(|(mine, _)| *mine == attempt) else {

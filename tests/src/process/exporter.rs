@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use csnap_client::core as client;
-use csnap_client::core::{ClientCore, CoreConfig, Input, IoFailure, IoId, IoOp, Op, Output, Request, RequestError, RequestKey};
+use csnap_client::core::{
+    ClientCore, CoreConfig, Input, IoFailure, IoId, IoOp, Op, Output, Request, RequestError, RequestKey,
+};
 use csnap_proto::message::local::{FromAgent, ToAgent};
 use csnap_proto::message::volume::{Attach as Wanted, FromServer, Geometry, ToServer};
 use csnap_proto::{Frame, InstanceId, RequestId, RequestToken, Target, Term, Time};
@@ -201,12 +203,12 @@ impl ExporterProc {
                     for frame in frames::<FromServer>(&payload.bytes) {
                         self.on_server(sim, conn, frame);
                     }
-                } else if Some(conn) == self.agent || self.attachments.values().any(|a| a.question == Some(conn)) {
+                } else if Some(conn) == self.agent
+                    || self.attachments.values().any(|a| a.question == Some(conn))
+                {
                     for frame in frames::<FromAgent>(&payload.bytes) {
                         self.on_agent(sim, conn, frame.message, payload.socket);
                     }
-                } else {
-                    sim.tally.reached("a frame came on a connection that was superseded");
                 }
             }
             Event::Task(task) => {
@@ -219,7 +221,8 @@ impl ExporterProc {
             Event::Tick => {
                 let now = sim.clock(self.host);
                 let due = |a: &Attachment| a.core.next_deadline().is_some_and(|at| at <= now);
-                let due: Vec<u64> = self.attachments.iter().filter(|(_, a)| due(a)).map(|(n, _)| *n).collect();
+                let due: Vec<u64> =
+                    self.attachments.iter().filter(|(_, a)| due(a)).map(|(n, _)| *n).collect();
                 due.into_iter().for_each(|number| self.step(sim, number, Input::Tick));
             }
             Event::Ask(Ask::Attach(what)) => self.attach(sim, what),
@@ -234,7 +237,8 @@ impl ExporterProc {
         self.agent = conn;
         match conn {
             Some(conn) => {
-                let hello = ToAgent::ExporterHello { instance: self.instance, pid: self.id.0, nbd: Vec::new() };
+                let hello =
+                    ToAgent::ExporterHello { instance: self.instance, pid: self.id.0, nbd: Vec::new() };
                 sim.send(self.id, conn, &plain(hello));
             }
             None => sim.tell(AGENT_PAUSE, self.id, Event::Timer(HELLO_AGAIN)),
@@ -278,7 +282,8 @@ impl ExporterProc {
         attachment.question = conn;
         match (conn, attachment.wanted) {
             (Some(conn), Some(suspect)) => {
-                let frame = Frame { id: RequestId(1), term: Term(0), message: ToAgent::NeedServer { suspect } };
+                let frame =
+                    Frame { id: RequestId(1), term: Term(0), message: ToAgent::NeedServer { suspect } };
                 sim.send(self.id, conn, &frame);
             }
             (conn, _) => {
@@ -337,7 +342,8 @@ impl ExporterProc {
 
     fn on_server(&mut self, sim: &mut Sim, conn: NetConn, frame: Frame<FromServer>) {
         // An earlier frame of the same bytes may have ended it.
-        let Some(number) = self.attachments.iter().find(|(_, a)| a.conn == Some(conn)).map(|(n, _)| *n) else {
+        let Some(number) = self.attachments.iter().find(|(_, a)| a.conn == Some(conn)).map(|(n, _)| *n)
+        else {
             return;
         };
         let attachment = self.attachments.get_mut(&number).expect("found above");
@@ -395,7 +401,10 @@ impl ExporterProc {
     /// A guest's request.
     fn request(&mut self, sim: &mut Sim, number: u64, op: Op, offset: u64, len: u64, fast: bool) {
         let Some(attachment) = self.attachments.get_mut(&number) else { return };
-        if attachment.released.is_some() {
+        // What came while this process was stopped may be more than a guest has under way, and overlap.
+        let crowded =
+            attachment.requests.len() > sim.plan.work.depth || (len > 0 && attachment.meets(offset, len));
+        if attachment.released.is_some() || (op != Op::Release && crowded) {
             return;
         }
         attachment.last_key += 1;
@@ -473,7 +482,9 @@ impl ExporterProc {
             Output::Attached { geometry, .. } => self.open_head(sim, number, geometry),
             Output::Ended(error) => {
                 sim.note(|| format!("attachment {number} ended: {error}"));
-                attachment.stage = Stage::Failed;
+                if attachment.stage != Stage::Released {
+                    attachment.stage = Stage::Failed;
+                }
                 attachment.note_end(sim, &error);
                 attachment.error = Some(error);
             }
@@ -507,7 +518,9 @@ impl ExporterProc {
         let access = if attachment.is_writer() { Access::ReadWrite } else { Access::Read };
         sim.model.volumes[attachment.what.volume].id = Some(geometry.volume);
         attachment.geometry = Some(geometry);
-        self.tasks.spawn(async move { Ended::Opened { attachment: number, head: storage.open(&path, access).await } });
+        self.tasks.spawn(async move {
+            Ended::Opened { attachment: number, head: storage.open(&path, access).await }
+        });
     }
 
     fn lock_again(&mut self, number: u64) {
@@ -572,7 +585,10 @@ impl ExporterProc {
             let result = Err(IoFailure::Media("the head could not be opened".to_owned()));
             return self.step_io(sim, number, io, result);
         };
-        if let IoOp::HeadWrite { request, .. } | IoOp::HeadPunch { request, .. } | IoOp::HeadZero { request, .. } = op {
+        if let IoOp::HeadWrite { request, .. }
+        | IoOp::HeadPunch { request, .. }
+        | IoOp::HeadZero { request, .. } = op
+        {
             attachment.write_begins(sim, request);
         }
         let data = match op {
@@ -600,7 +616,9 @@ impl ExporterProc {
                 }
                 Ok(())
             }),
-            IoOp::HeadWrite { request, .. } | IoOp::HeadPunch { request, .. } | IoOp::HeadZero { request, .. } => {
+            IoOp::HeadWrite { request, .. }
+            | IoOp::HeadPunch { request, .. }
+            | IoOp::HeadZero { request, .. } => {
                 attachment.write_ends(sim, request, result.is_ok());
                 result.map(drop)
             }
@@ -636,7 +654,6 @@ impl ExporterProc {
         }
         if attachment.released == Some(key) {
             attachment.stage = Stage::Released;
-            attachment.head = None;
         }
     }
 

@@ -91,7 +91,10 @@ impl LockdProc {
                 self.store = Some(store);
                 self.step(sim, Input::Durable { count });
             }
-            Ended::Rolled { store, result: Ok(()) | Err(StoreError::Storage(StorageError::NoSpace { .. })) } => {
+            Ended::Rolled {
+                store,
+                result: Ok(()) | Err(StoreError::Storage(StorageError::NoSpace { .. })),
+            } => {
                 sim.tally.did("generations of lockd's log", 1);
                 self.store = Some(store);
                 self.append();

@@ -31,7 +31,9 @@ impl Process {
         use crate::sim::Spawn;
         match what {
             Spawn::Agent => Self::Agent(Box::new(agent::AgentProc::start(sim, id, host))),
-            Spawn::Server { agent } => Self::Server(Box::new(server::ServerProc::start(sim, id, host, *agent))),
+            Spawn::Server { agent } => {
+                Self::Server(Box::new(server::ServerProc::start(sim, id, host, *agent)))
+            }
             Spawn::Exporter => Self::Exporter(Box::new(exporter::ExporterProc::start(sim, id, host))),
             Spawn::Lockd => Self::Lockd(Box::new(lockd::LockdProc::start(sim, id, host))),
             Spawn::Operator => Self::Operator(Box::new(operator::OperatorProc::start(sim, id, host))),

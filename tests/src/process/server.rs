@@ -1,8 +1,8 @@
 //! A server process: it connects to its agent, follows the journal, takes over when it is anointed, and serves. The same
 //! procedures and the same core as in the daemon.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use csnap_proto::message::local::{FromAgent, ToAgent};
@@ -172,7 +172,9 @@ impl ServerProc {
                 sim.net.listen(&self.address(), self.id, self.host);
                 sim.connect(self.id, self.host, &agent_address(self.host), AGENT);
             }
-            Event::Connected { conn: Some(conn), .. } if sim.net.peer(conn, self.id) == Some(self.agent_proc) => {
+            Event::Connected { conn: Some(conn), .. }
+                if sim.net.peer(conn, self.id) == Some(self.agent_proc) =>
+            {
                 self.agent = Some(conn);
                 self.tell(sim, ToAgent::ServerHello { tcp: self.address() });
                 let storage = self.storage.clone();
@@ -228,6 +230,10 @@ impl ServerProc {
                 let (pool, clock) = (pool.clone(), self.clock.clone());
                 self.phase = Phase::TakingOver { term };
                 sim.note(|| format!("server {} takes over as term {term}", self.id.0));
+                sim.taking_over.insert(self.id);
+                if sim.taking_over.len() > 1 {
+                    sim.tally.reached("two servers took over at once");
+                }
                 self.tasks.spawn(async move {
                     Ended::TookOver(Box::new(begin(&pool, term, *follower, &clock).await))
                 });
@@ -261,17 +267,24 @@ impl ServerProc {
                     self.input(sim, Input::Frame { conn: id, frame });
                 }
             }
-            _ => self.input(sim, Input::Closed { conn: id }),
+            _ => {
+                self.sessions.remove(&conn);
+                self.input(sim, Input::Closed { conn: id });
+            }
         }
     }
 
     fn note_request(&mut self, sim: &mut Sim, conn: NetConn, frame: &Frame<ToServer>) {
         match &frame.message {
             ToServer::Identify(identify) => {
+                if self.sessions.values().any(|session| *session == identify.session) {
+                    sim.tally.reached("a session came back while its older connection was open");
+                }
                 self.sessions.insert(conn, identify.session);
             }
             ToServer::Operate { sequence, .. } => {
-                let result = self.sessions.get(&conn).and_then(|session| self.state()?.result(*session, *sequence));
+                let result =
+                    self.sessions.get(&conn).and_then(|session| self.state()?.result(*session, *sequence));
                 if result.is_some() {
                     sim.tally.reached("a resend was answered from a stored result");
                 }
@@ -374,6 +387,7 @@ impl ServerProc {
 
     fn on_taken_over(&mut self, sim: &mut Sim, taken: Result<Ready, TermError>) {
         let Phase::TakingOver { term } = self.phase else { return };
+        sim.taking_over.remove(&self.id);
         match taken {
             Ok(taken) => self.serve(sim, term, taken),
             Err(TermError::Deposed(_)) => {
@@ -486,7 +500,8 @@ impl ServerProc {
         if !terms.is_empty() && sim.now >= serving.next_look {
             serving.next_look = sim.now + LOOK_FOR_DEAD;
             let bench = serving.bench.clone();
-            self.tasks.spawn(async move { Ended::FoundDead(bench.find_dead(terms).await.unwrap_or_default()) });
+            self.tasks
+                .spawn(async move { Ended::FoundDead(bench.find_dead(terms).await.unwrap_or_default()) });
         }
         serving.core.end_turn(&mut out);
         for output in out {
@@ -498,7 +513,10 @@ impl ServerProc {
         let Phase::Serving(serving) = &mut self.phase else { return };
         match output {
             Output::Send { conn, frame } => sim.send(self.id, NetConn(conn.0), &frame),
-            Output::Close { conn } => sim.close(self.id, NetConn(conn.0)),
+            Output::Close { conn } => {
+                self.sessions.remove(&NetConn(conn.0));
+                sim.close(self.id, NetConn(conn.0));
+            }
             Output::Exit { reason } => {
                 if reason == Exit::Drained {
                     sim.tally.reached("a server was handed over by plan");
@@ -517,15 +535,21 @@ impl ServerProc {
                         serving.looks.insert(*batch, (relied, open));
                     }
                     Output::CopyOut { job, .. } => {
+                        let (term, volume, moves) = (serving.term, job.volume, &job.moves);
+                        sim.note(|| format!("term {term} copies of {volume}: {moves:?}"));
                         for (_, extent) in &job.moves {
                             sim.note_store_use(*extent);
                         }
+                    }
+                    Output::Punch { extents } => {
+                        let term = serving.term;
+                        sim.note(|| format!("term {term} punches {extents:?}"));
                     }
                     _ => {}
                 }
                 let bench = serving.bench.clone();
                 self.tasks.spawn(async move {
-                    let batch = if let Output::Append { .. } = output { true } else { false };
+                    let batch = matches!(output, Output::Append { .. });
                     let done = bench.carry_out(output).await;
                     let position = if batch { bench.journal().position() } else { Position(0) };
                     Ended::Carried(done, position)
@@ -570,7 +594,9 @@ impl Serving {
     /// The gate was read: what the batches behind it rely on, if they are acted upon now.
     fn on_gate(&mut self, batch: BatchId, open: bool) -> Result<Option<u64>, String> {
         match self.looks.remove(&batch) {
-            Some((_, false)) if open => Err(format!("term {} acts, though its gate was closed before it looked", self.term)),
+            Some((_, false)) if open => {
+                Err(format!("term {} acts, though its gate was closed before it looked", self.term))
+            }
             Some((relied, _)) => Ok(open.then_some(relied)),
             None => Ok(None),
         }
@@ -583,14 +609,16 @@ async fn begin(
     follower: Standby,
     clock: &Cell<u64>,
 ) -> Result<Ready, TermError> {
-    let taken = take_over(pool, term, follower, || Time(clock.get())).await?;
+    let taken = Box::pin(take_over(pool, term, follower, || Time(clock.get()))).await?;
     let bench = Workbench::new(pool, taken.journal.clone());
     let life = bench.show_life().await?;
     Ok(Ready { taken, bench, life })
 }
 
 async fn keep(journal: &Journal<SimStorage>) -> Result<Prepared, Fatal> {
-    if journal.prepare_segment().await? == Prepared::NoSpace || journal.set_aside().await? == Prepared::NoSpace {
+    if journal.prepare_segment().await? == Prepared::NoSpace
+        || journal.set_aside().await? == Prepared::NoSpace
+    {
         return Ok(Prepared::NoSpace);
     }
     journal.segment_taken().await;

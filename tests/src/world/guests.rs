@@ -122,13 +122,17 @@ impl World {
     pub(super) fn waiting_guests(&self) -> Vec<String> {
         let mut waiting = Vec::new();
         for (index, guest) in self.guests.iter().enumerate() {
-            if let Hold::Attachment { exporter, number } | Hold::Leaving { exporter, number } = guest.hold
-                && let Some(attachment) = self.attachment(exporter, number)
-                && (attachment.depth() > 0 || attachment.stage == Stage::Attaching)
-            {
-                let why = attachment.waiting();
-                waiting.push(format!("guest {index} ({:?}, {} under way): {why:?}", attachment.stage, attachment.depth()));
-            }
+            let (Hold::Attachment { exporter, number } | Hold::Leaving { exporter, number }) = guest.hold
+            else {
+                continue;
+            };
+            let what = match self.attachment(exporter, number) {
+                None => "no attachment".to_owned(),
+                Some(a) => {
+                    format!("{:?}, {} under way, waits: {:?}, {:?}", a.stage, a.depth(), a.waiting(), a.error)
+                }
+            };
+            waiting.push(format!("guest {index}: {:?}: {what}", guest.hold));
         }
         waiting
     }
@@ -137,10 +141,13 @@ impl World {
         let wait = match self.guests[index].hold {
             Hold::Nothing => self.attach_guest(index),
             // The exporter is gone, and the attachment with it.
-            Hold::Attachment { exporter, .. } | Hold::Leaving { exporter, .. } if !self.sim.is_alive(exporter) => {
+            Hold::Attachment { exporter, .. } | Hold::Leaving { exporter, .. }
+                if !self.sim.is_alive(exporter) =>
+            {
                 self.let_go(index, LOOK_AGAIN)
             }
-            Hold::Attachment { exporter, number } => match self.attachment(exporter, number).map(|a| a.stage) {
+            Hold::Attachment { exporter, number } => match self.attachment(exporter, number).map(|a| a.stage)
+            {
                 None | Some(Stage::Attaching) => LOOK_AGAIN,
                 Some(Stage::Open) => self.work(index, exporter, number),
                 Some(Stage::Failed) => self.give_up(index, exporter, number),
@@ -220,7 +227,9 @@ impl World {
                     self.wish_fence(volume);
                 }
             }
-            Some(RefusalKind::NotFound | RefusalKind::Gone) if self.guests[index].reads => self.check_gone(index, &error),
+            Some(RefusalKind::NotFound | RefusalKind::Gone) if self.guests[index].reads => {
+                self.check_gone(index, &error)
+            }
             Some(_) => self.sim.violation(format!("an attachment was refused: {error:?}")),
             None => {}
         }
@@ -232,7 +241,10 @@ impl World {
         let guest = &self.guests[index];
         let Some(token) = guest.snapshot else { return };
         let snapshot = &self.sim.model.volumes[guest.volume].snapshots[&token];
-        if snapshot.life == Life::Live && snapshot.renamed.is_none() && self.guests[index].since > snapshot.since {
+        if snapshot.life == Life::Live
+            && snapshot.renamed.is_none()
+            && self.guests[index].since > snapshot.since
+        {
             self.sim.violation(format!("a live snapshot was refused: {error:?}"));
         }
     }

@@ -45,6 +45,8 @@ pub enum Script {
     Fault,
     /// A fault ends.
     Undo(Undo),
+    /// A trap springs.
+    Strike { deed: Deed, proc: ProcId },
     /// A daemon is started again.
     Restart { host: HostId, what: Spawn },
 }
@@ -89,19 +91,34 @@ pub struct World {
     seen: [u64; 2],
     /// Nothing new is begun.
     calm: bool,
-    /// A server is stopped with its agent at the submission of this operation of its own.
-    freeze: Option<Freeze>,
+    /// What befalls a server at one of its operations.
+    trap: Option<Trap>,
+    /// Lockd is killed at its next operation.
+    lockd_trap: bool,
+    /// The power is lost at the next write to a head.
+    power_trap: bool,
 }
 
-/// Where a scenario stops a server and its agent.
+/// Something that befalls a server at one of its operations of the pool.
 #[derive(Clone, Copy, Debug)]
-pub struct Freeze {
-    /// At its so many-th operation from now.
+pub struct Trap {
+    /// At the so many-th from now.
     pub left: u64,
     /// Of servers that take over, or of those that serve.
     pub taking_over: bool,
-    /// For so long, microseconds.
-    pub lasts: u64,
+    /// What.
+    pub deed: Deed,
+}
+
+/// See [`Trap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// It is stopped, with its agent, for so long, microseconds.
+    Freeze(u64),
+    /// It is killed.
+    Kill,
+    /// Everything loses its power.
+    PowerLoss,
 }
 
 impl World {
@@ -123,7 +140,9 @@ impl World {
             last_attachment: 0,
             seen,
             calm: false,
-            freeze: None,
+            trap: None,
+            lockd_trap: false,
+            power_trap: false,
         }
     }
 
@@ -188,7 +207,9 @@ impl World {
         let sim = &mut self.sim;
         let told = match what {
             Happening::Arrive { conn, side } => sim.net.arrive(sim.now, conn, side, &mut sim.queue),
-            Happening::GiveUp { conn, side, since } => sim.net.give_up(sim.now, conn, side, since, &mut sim.queue),
+            Happening::GiveUp { conn, side, since } => {
+                sim.net.give_up(sim.now, conn, side, since, &mut sim.queue)
+            }
             Happening::Keepalive { conn, side } => sim.net.keepalive(sim.now, conn, side, &mut sim.queue),
             Happening::Connect { proc, host, address, tag } => self.on_connect(proc, host, &address, tag),
             Happening::Disk { disk, id, kind, path } => {
@@ -241,6 +262,8 @@ impl World {
             Script::Operators => self.on_operators(),
             Script::Fault => self.on_fault(),
             Script::Undo(undo) => self.undo(undo),
+            Script::Strike { deed: Deed::PowerLoss, .. } => self.strike(crate::plan::Fault::PowerLoss),
+            Script::Strike { proc, .. } => self.kill(proc, false),
             Script::Restart { host, what } => {
                 if self.sim.find(host, what.name()).is_none() {
                     self.sim.spawn(host, what);
@@ -333,6 +356,7 @@ impl World {
         let kind = sim.hosts[slot.host.0].alive.remove(&proc).unwrap_or_default();
         sim.note(|| format!("{kind} {} is gone", proc.0));
         sim.paused.remove(&proc);
+        sim.taking_over.remove(&proc);
         match &mut slot.process {
             Some(Process::Exporter(exporter)) => exporter.on_killed(sim),
             Some(Process::Lockd(lockd)) if lockd.in_flight() > 0 => {
@@ -361,8 +385,12 @@ impl World {
             }
             "agent" => {
                 // Its server dies with it: the kernel sees to that.
-                let children: Vec<ProcId> =
-                    self.procs.iter().filter(|(_, slot)| slot.agent == Some(proc)).map(|(id, _)| *id).collect();
+                let children: Vec<ProcId> = self
+                    .procs
+                    .iter()
+                    .filter(|(_, slot)| slot.agent == Some(proc))
+                    .map(|(id, _)| *id)
+                    .collect();
                 children.into_iter().for_each(|child| self.kill(child, silent));
                 if !silent {
                     self.restart(host, Spawn::Agent);
@@ -410,8 +438,16 @@ impl World {
                 continue;
             }
             for operation in self.sim.disks[disk].pending_since(self.seen[disk]) {
+                if disk == LOCAL && std::mem::take(&mut self.lockd_trap) {
+                    let (deed, proc) = (Deed::Kill, ProcId(u32::try_from(operation.node.0).unwrap_or(0)));
+                    self.script_later(5, Script::Strike { deed, proc });
+                }
                 if disk == POOL {
-                    self.look_at(ProcId(u32::try_from(operation.node.0).unwrap_or(0)), &operation.path, operation.kind);
+                    self.look_at(
+                        ProcId(u32::try_from(operation.node.0).unwrap_or(0)),
+                        &operation.path,
+                        operation.kind,
+                    );
                 }
                 let at = self.sim.now + self.time_of(operation.kind);
                 let (id, kind, path) = (operation.id, operation.kind, operation.path);
@@ -435,6 +471,9 @@ impl World {
     /// Notes rare things about an operation of the pool, and stops a server where a scenario wants it stopped.
     fn look_at(&mut self, proc: ProcId, path: &str, kind: OperationKind) {
         self.sim.mix(u64::from(proc.0) << 8 ^ kind as u64);
+        if self.power_trap && kind == OperationKind::Write && path.starts_with("head/") {
+            self.script_later(10, Script::Strike { deed: Deed::PowerLoss, proc });
+        }
         if kind == OperationKind::Write
             && let Some((_, number)) = path.rsplit_once("/journal-")
             && number != "0"
@@ -442,18 +481,30 @@ impl World {
         {
             self.sim.tally.reached("a journal segment was begun under load");
         }
-        let Some(freeze) = self.freeze else { return };
-        let Some(Slot { process: Some(Process::Server(server)), agent, .. }) = self.procs.get(&proc) else { return };
-        let wanted = if freeze.taking_over { server.is_taking_over() } else { server.state().is_some() };
+        let Some(trap) = self.trap else { return };
+        let Some(Slot { process: Some(Process::Server(server)), agent, .. }) = self.procs.get(&proc) else {
+            return;
+        };
+        let wanted = if trap.taking_over { server.is_taking_over() } else { server.state().is_some() };
         if !wanted || self.sim.is_paused(proc) {
             return;
         }
         let agent = *agent;
-        self.freeze = (freeze.left > 1).then_some(Freeze { left: freeze.left - 1, ..freeze });
-        if self.freeze.is_none() {
+        self.trap = (trap.left > 1).then_some(Trap { left: trap.left - 1, ..trap });
+        if self.trap.is_none() {
+            self.spring(trap.deed, proc, agent);
+        }
+    }
+
+    fn spring(&mut self, deed: Deed, proc: ProcId, agent: Option<ProcId>) {
+        self.sim.note(|| format!("TRAP {deed:?} for server {}", proc.0));
+        if let Deed::Freeze(lasts) = deed {
             let procs: Vec<ProcId> = agent.into_iter().chain([proc]).collect();
             procs.iter().for_each(|proc| self.pause(*proc));
-            self.undo_later(freeze.lasts, Undo::Thaw(procs));
+            self.thaw_later(lasts, &procs);
+        } else {
+            let wait = self.sim.rng.below(300);
+            self.script_later(wait, Script::Strike { deed, proc });
         }
     }
 
@@ -480,15 +531,15 @@ impl World {
         self.procs.iter().filter_map(serves).max().map(|(_, id)| id)
     }
 
-    /// Stops the next server that gets there, with its agent. See [`Freeze`].
-    pub fn freeze_at(&mut self, freeze: Freeze) {
-        self.freeze = Some(freeze);
+    /// Lays a trap.
+    pub fn lay_trap(&mut self, trap: Trap) {
+        self.trap = Some(trap);
     }
 
-    /// Whether the freeze has struck.
+    /// Whether the last trap has sprung.
     #[must_use]
-    pub fn has_frozen(&self) -> bool {
-        self.freeze.is_none()
+    pub fn has_sprung(&self) -> bool {
+        self.trap.is_none()
     }
 
     /// A process, while it runs.

@@ -148,7 +148,7 @@ impl World {
             };
             let answers = std::mem::take(&mut operator.answers);
             let heard = !operator.agent_answers.is_empty();
-            for (_, answer) in answers {
+            if let Some((_, answer)) = answers.into_iter().next() {
                 self.on_answer(run, answer);
                 self.sim.kill(run.proc);
                 return false;
@@ -237,7 +237,10 @@ impl World {
         let snapshot = model.snapshots.get_mut(&token).expect("callers chose one");
         snapshot.forced |= force;
         let target = Target { volume: of, snapshot: Some(snapshot.name.clone()) };
-        self.send_operator(Errand::Delete { volume, token }, OperatorRequest::SnapshotDelete { target, force });
+        self.send_operator(
+            Errand::Delete { volume, token },
+            OperatorRequest::SnapshotDelete { target, force },
+        );
         self.settle();
     }
 
@@ -295,17 +298,19 @@ impl World {
             (Errand::Create { volume, token }, answer) => self.on_created(*volume, *token, answer),
             (Errand::Delete { volume, token }, answer) => self.on_deleted(*volume, *token, answer),
             (Errand::Rename { volume, token, to }, answer) => {
-                let snapshot = self.sim.model.volumes[*volume].snapshots.get_mut(token).expect("it was there");
-                snapshot.renamed = None;
+                let snapshot =
+                    self.sim.model.volumes[*volume].snapshots.get_mut(token).expect("it was there");
+                (snapshot.renamed, snapshot.since) = (None, now);
                 match answer {
-                    Ok(_) => snapshot.name = to.clone(),
+                    Ok(_) => snapshot.former = Some(std::mem::replace(&mut snapshot.name, to.clone())),
                     // Somebody deleted it meanwhile.
                     Err(refusal) if refusal.kind == RefusalKind::NotFound && snapshot.life != Life::Live => {}
                     Err(refusal) => self.refused("a rename", &refusal),
                 }
             }
             (Errand::List { volume }, Ok(OperatorReply::Snapshots { rows, more: false })) => {
-                let listed: BTreeSet<Name> = rows.iter().filter_map(|row| row.target.snapshot.clone()).collect();
+                let listed: BTreeSet<Name> =
+                    rows.iter().filter_map(|row| row.target.snapshot.clone()).collect();
                 let verdict = self.sim.model.volumes[*volume].check_list(run.asked, &listed);
                 self.sim.judge(verdict);
                 let model = &mut self.sim.model.volumes[*volume];

@@ -2,10 +2,13 @@
 
 use csnap_storage::sim::{Fault as DiskFault, FaultError, OperationKind};
 
-use super::{Script, World};
+use super::{Deed, Script, Trap, World};
 use crate::plan::Fault;
 use crate::process::Process;
 use crate::sim::{HostId, POOL, ProcId, Spawn};
+
+/// Operations of a takeover, about.
+const TAKEOVER_OPERATIONS: u64 = 60;
 
 /// What ends a fault.
 #[derive(Clone, Debug)]
@@ -51,7 +54,7 @@ impl World {
             Fault::KillServer => self.kill_any("server"),
             Fault::KillExporter => self.kill_any("exporter"),
             Fault::KillAgent => self.kill_any("agent"),
-            Fault::KillLockd => self.kill_any("lockd"),
+            Fault::KillLockd => self.kill_lockd(),
             Fault::PauseServer => self.pause_server(),
             Fault::PauseNode => self.pause_node(),
             Fault::PauseExporter => self.pause_any("exporter", 8_000_000),
@@ -60,6 +63,11 @@ impl World {
             Fault::PartitionOneWay => self.partition(false),
             Fault::Cut => self.cut(),
             Fault::SlowDisk => self.slow_disk(),
+            Fault::PowerLoss if !self.power_trap && self.sim.rng.chance(0.5) => {
+                // With a guest's next write half-way.
+                self.power_trap = true;
+                false
+            }
             Fault::PowerLoss => self.lose_power(),
             Fault::HostCrash => self.crash_host(),
             Fault::SyncFails => self.fail_operation(&[OperationKind::Sync, OperationKind::SyncDir]),
@@ -67,6 +75,8 @@ impl World {
             Fault::Full => self.fill_pool(),
             Fault::ClockJumps => self.jump_clock(),
             Fault::ClockStops => self.stop_clock(),
+            Fault::HitTakeover => self.hit_takeover(),
+            Fault::HitService => self.hit_service(),
         };
         if struck {
             self.sim.note(|| format!("FAULT {}", fault.name()));
@@ -89,7 +99,9 @@ impl World {
                 return Some(found[self.sim.rng.index(found.len())]);
             }
         }
-        let is_one = |id: &&ProcId| self.procs.get(id).and_then(|s| s.process.as_ref()).is_some_and(|p| p.kind() == kind);
+        let is_one = |id: &&ProcId| {
+            self.procs.get(id).and_then(|s| s.process.as_ref()).is_some_and(|p| p.kind() == kind)
+        };
         let all: Vec<ProcId> = self.procs.keys().filter(is_one).copied().collect();
         if all.is_empty() { None } else { Some(all[self.sim.rng.index(all.len())]) }
     }
@@ -97,6 +109,39 @@ impl World {
     fn kill_any(&mut self, kind: &str) -> bool {
         let Some(proc) = self.any(kind) else { return false };
         self.kill(proc, false);
+        true
+    }
+
+    /// At once, or with its next command half-way to its log.
+    fn kill_lockd(&mut self) -> bool {
+        if self.sim.rng.chance(0.5) {
+            self.lockd_trap = true;
+            return true;
+        }
+        self.kill_any("lockd")
+    }
+
+    fn any_deed(&mut self) -> Deed {
+        match self.sim.rng.below(5) {
+            0 | 1 => Deed::Kill,
+            2 => Deed::PowerLoss,
+            _ => Deed::Freeze(1_000_000 + self.sim.rng.below(5_000_000)),
+        }
+    }
+
+    fn hit_takeover(&mut self) -> bool {
+        let (left, deed) = (1 + self.sim.rng.below(TAKEOVER_OPERATIONS), self.any_deed());
+        self.lay_trap(Trap { left, taking_over: true, deed });
+        match self.serving() {
+            Some(server) => self.kill(server, false),
+            None => return false,
+        }
+        true
+    }
+
+    fn hit_service(&mut self) -> bool {
+        let (left, deed) = (1 + self.sim.rng.below(40), self.any_deed());
+        self.lay_trap(Trap { left, taking_over: false, deed });
         true
     }
 
@@ -112,6 +157,14 @@ impl World {
         self.pause_any("server", 2_000_000)
     }
 
+    /// Each by itself: whoever goes on first may act before the other notices anything.
+    pub(super) fn thaw_later(&mut self, lasts: u64, procs: &[ProcId]) {
+        for proc in procs {
+            let wait = lasts + self.sim.rng.below(20_000);
+            self.undo_later(wait, Undo::Thaw(vec![*proc]));
+        }
+    }
+
     /// The one fault that makes a server wake up long after its successor serves.
     fn pause_node(&mut self) -> bool {
         let Some(server) = self.any("server") else { return false };
@@ -119,7 +172,7 @@ impl World {
         self.pause(server);
         self.pause(agent);
         let lasts = 1_000_000 + self.sim.rng.below(6_000_000);
-        self.undo_later(lasts, Undo::Thaw(vec![server, agent]));
+        self.thaw_later(lasts, &[server, agent]);
         true
     }
 
@@ -164,11 +217,13 @@ impl World {
 
     /// Everything stops at once; what was not synced survives in part.
     fn lose_power(&mut self) -> bool {
+        self.power_trap = false;
         let writing = |slot: &super::Slot| matches!(&slot.process, Some(Process::Exporter(e)) if e.writes_under_way() > 0);
         if self.procs.values().any(writing) {
             self.sim.tally.reached("power was lost with writes in flight");
         }
-        let taking = |slot: &super::Slot| matches!(&slot.process, Some(Process::Server(s)) if s.is_taking_over());
+        let taking =
+            |slot: &super::Slot| matches!(&slot.process, Some(Process::Server(s)) if s.is_taking_over());
         if self.procs.values().any(taking) {
             self.sim.tally.reached("power was lost during a takeover");
         }
@@ -205,6 +260,7 @@ impl World {
             OperationKind::Read => "head/",
             _ => ["term/", "store/", "head/"][self.sim.rng.index(3)],
         };
+        self.sim.dir_sync_failed |= kind == OperationKind::SyncDir;
         let nth = 1 + self.sim.rng.below(20);
         let mut fault = DiskFault::once(kind, nth, FaultError::Io);
         fault.path_prefix = prefix.to_owned();
@@ -285,6 +341,7 @@ impl World {
     /// The storm is over: everything is whole again, and every daemon runs.
     pub(super) fn calm_down(&mut self) {
         self.calm = true;
+        (self.trap, self.lockd_trap, self.power_trap) = (None, false, false);
         let paused: Vec<ProcId> = self.sim.paused.iter().copied().collect();
         self.undo(Undo::Thaw(paused));
         for host in 0..self.sim.plan.hosts {

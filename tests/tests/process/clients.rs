@@ -13,7 +13,11 @@ fn run(program: &str, arguments: &[&str]) -> Output {
 fn must(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
@@ -59,8 +63,22 @@ fn qemu_tools_read_write_compare_and_map() {
     let cluster = Cluster::start(1);
     let uri = cluster.uri(1, "demo");
     let script = [
-        "-c", "write -P 0x11 0 1M", "-c", "write -f -P 0x22 512k 64k", "-c", "write -z 128k 64k", "-c", "flush", "-c",
-        "read -P 0x22 512k 64k", "-c", "read -P 0 128k 64k", "-c", "discard 0 64k", "-c", "write -P 0x33 513 3",
+        "-c",
+        "write -P 0x11 0 1M",
+        "-c",
+        "write -f -P 0x22 512k 64k",
+        "-c",
+        "write -z 128k 64k",
+        "-c",
+        "flush",
+        "-c",
+        "read -P 0x22 512k 64k",
+        "-c",
+        "read -P 0 128k 64k",
+        "-c",
+        "discard 0 64k",
+        "-c",
+        "write -P 0x33 513 3",
     ];
     let output = must("qemu-io", &[&["-f", "raw"][..], &script, &[&uri]].concat());
     assert!(!output.contains("failed") && !output.contains("Pattern verification"), "{output}");
@@ -75,7 +93,15 @@ fn qemu_tools_read_write_compare_and_map() {
 fn fio_verifies_what_it_wrote_over_a_snapshot() {
     let cluster = Cluster::start(1);
     let uri = format!("--uri={}", cluster.uri(1, "demo"));
-    let job = ["--name=v", "--ioengine=nbd", "--bs=4k", "--iodepth=32", "--size=32M", "--verify=crc32c", "--verify_state_save=0"];
+    let job = [
+        "--name=v",
+        "--ioengine=nbd",
+        "--bs=4k",
+        "--iodepth=32",
+        "--size=32M",
+        "--verify=crc32c",
+        "--verify_state_save=0",
+    ];
 
     let fio = |more: &[&str]| must("fio", &[&job[..], more, &[&uri]].concat());
     fio(&["--rw=randwrite", "--verify_fatal=1"]);

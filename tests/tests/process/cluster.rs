@@ -60,7 +60,8 @@ impl Cluster {
         let status = self.try_status();
         let serving = status["server"]["state"] == "serving";
         let exporting = status["nodes"].as_array().is_some_and(|nodes| {
-            nodes.len() == self.nodes as usize && nodes.iter().all(|node| node["nbd"].as_array().is_some_and(|uris| !uris.is_empty()))
+            nodes.len() == self.nodes as usize
+                && nodes.iter().all(|node| node["nbd"].as_array().is_some_and(|uris| !uris.is_empty()))
         });
         let volumes = status["volumes"].as_array().is_some_and(|volumes| !volumes.is_empty());
         serving && exporting && volumes
@@ -78,7 +79,12 @@ impl Cluster {
 
     /// Runs a command of the operator's.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(binary()).arg("--dir").arg(self.data()).args(arguments).output().expect("the binary starts")
+        Command::new(binary())
+            .arg("--dir")
+            .arg(self.data())
+            .args(arguments)
+            .output()
+            .expect("the binary starts")
     }
 
     /// Runs a command that must succeed; what it printed.
@@ -118,7 +124,11 @@ impl Cluster {
             if server["state"] == "serving" {
                 let pid = server["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
                 let node = server["node"].as_str().map(str::to_owned);
-                found = pid.zip(node).zip(server["term"].as_u64()).map(|((pid, node), term)| Server { pid, node, term });
+                found = pid.zip(node).zip(server["term"].as_u64()).map(|((pid, node), term)| Server {
+                    pid,
+                    node,
+                    term,
+                });
             }
             found.is_some()
         });

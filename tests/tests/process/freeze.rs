@@ -1,7 +1,7 @@
 //! Processes that stop and go on as if nothing had happened.
 
 use super::cluster::{Cluster, is_alive, signal, wait_until};
-use super::nbd::Nbd;
+use super::nbd::{ERR_POLICY, Nbd};
 use super::writer::Writer;
 
 #[test]
@@ -51,6 +51,7 @@ fn a_frozen_exporters_volume_is_nobody_elses_and_status_says_why() {
     // However long: a timeout is no evidence. Three seconds are twice the lease of servers.
     std::thread::sleep(std::time::Duration::from_secs(3));
     let refused = Nbd::open(&cluster.socket(2), "demo").err().expect("the volume is held");
+    assert_eq!(refused.code, ERR_POLICY);
     assert!(refused.message.contains("n1"), "names the holder: {}", refused.message);
     signal(exporter, "CONT");
     assert_eq!(held.write(4096, &[2; 4096]), 0, "thawed, it goes on");

@@ -99,8 +99,12 @@ fn a_create_whose_command_was_killed_is_whole_or_not_there() {
     wait_until("every half made volume is gone", || {
         let volumes = cluster.csnap(&["volume", "list", "--json"]);
         let volumes: serde_json::Value = serde_json::from_str(&volumes).expect("JSON");
-        let names: Vec<String> =
-            volumes.as_array().into_iter().flatten().filter_map(|v| v["name"].as_str().map(str::to_owned)).collect();
+        let names: Vec<String> = volumes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|v| v["name"].as_str().map(str::to_owned))
+            .collect();
         let heads = std::fs::read_dir(cluster.data().join("pool/head")).expect("heads").count();
         heads == names.len()
     });

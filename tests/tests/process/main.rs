@@ -4,6 +4,9 @@
 //! printed, never asserted. `CSNAP_BIN` names the binary (`./test` sets it); without it the one beside this test's own
 //! build is used. Larger numbers for campaigns: `CSNAP_KILLS`, `CSNAP_MOVES`, `CSNAP_POINTS`.
 
+#![allow(clippy::disallowed_methods, reason = "real processes take real time")]
+#![allow(clippy::cast_possible_truncation, reason = "patterns and sizes of tests are what they are")]
+
 mod clients;
 mod cluster;
 mod failover;

@@ -22,7 +22,8 @@ impl<'a> Counter<'a> {
     }
 
     fn take(&mut self) -> u64 {
-        let apart = ["Identify", "IdentifyOk", "Renew", "Renewed", "SnapshotAdvice", "SnapshotAdviceOk", "Resume"];
+        let apart =
+            ["Identify", "IdentifyOk", "Renew", "Renewed", "SnapshotAdvice", "SnapshotAdviceOk", "Resume"];
         let mut now = self.cluster.messages("n1", self.client);
         now.retain(|name, _| !apart.contains(&name.as_str()));
         let sum = |messages: &BTreeMap<String, u64>| messages.values().sum::<u64>();

@@ -14,6 +14,9 @@ const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 
+/// Refused by policy: somebody else has it.
+pub(crate) const ERR_POLICY: u32 = (1 << 31) + 2;
+
 pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
 pub(crate) const FLUSH: u16 = 3;
@@ -22,7 +25,6 @@ pub(crate) const FLUSH: u16 = 3;
 pub(crate) struct Nbd {
     stream: UnixStream,
     pub(crate) size_bytes: u64,
-    pub(crate) flags: u16,
     last: u64,
 }
 
@@ -52,7 +54,7 @@ impl Nbd {
         option.extend_from_slice(&u32::try_from(data.len()).expect("short").to_be_bytes());
         option.extend_from_slice(&data);
         stream.write_all(&option).expect("GO goes out");
-        let (mut size_bytes, mut flags) = (0, 0);
+        let mut size_bytes = 0;
         loop {
             let mut header = [0; 20];
             stream.read_exact(&mut header).expect("an option reply");
@@ -60,11 +62,8 @@ impl Nbd {
             let mut data = vec![0; be32(&header[16..20]) as usize];
             stream.read_exact(&mut data).expect("its data");
             match be32(&header[12..16]) {
-                REP_ACK => return Ok(Self { stream, size_bytes, flags, last: 0 }),
-                REP_INFO if data[..2] == [0, 0] => {
-                    size_bytes = be64(&data[2..10]);
-                    flags = u16::from_be_bytes([data[10], data[11]]);
-                }
+                REP_ACK => return Ok(Self { stream, size_bytes, last: 0 }),
+                REP_INFO if data[..2] == [0, 0] => size_bytes = be64(&data[2..10]),
                 REP_INFO => {}
                 code => return Err(Refused { code, message: String::from_utf8_lossy(&data).into_owned() }),
             }

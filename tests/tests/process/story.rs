@@ -91,7 +91,8 @@ fn an_adopted_image_is_used_where_it_lies_and_left_alone() {
 fn an_import_is_byte_identical() {
     let cluster = Cluster::start(1);
     let image = cluster.scratch().join("image");
-    let content: Vec<u8> = (0..(5 << 20) + 1000u32).map(|i| if i % 70_000 < 9000 { (i >> 3) as u8 } else { 0 }).collect();
+    let content: Vec<u8> =
+        (0..(5 << 20) + 1000u32).map(|i| if i % 70_000 < 9000 { (i >> 3) as u8 } else { 0 }).collect();
     std::fs::write(&image, &content).expect("an image");
     cluster.csnap(&["volume", "create", "copy", "--from", image.to_str().expect("text")]);
     let mut disk = Nbd::must_open(&cluster.socket(1), "copy");

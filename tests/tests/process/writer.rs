@@ -29,7 +29,8 @@ impl Writer {
         let mut nbd = Nbd::must_open(socket, export);
         let (stop, stall_us, completed) = (Arc::<AtomicBool>::default(), Arc::default(), Arc::default());
         let shared = (stop.clone(), Arc::<AtomicU64>::clone(&stall_us), Arc::<AtomicU64>::clone(&completed));
-        let thread = std::thread::spawn(move || write_until(&mut nbd, blocks, &shared.0, &shared.1, &shared.2));
+        let thread =
+            std::thread::spawn(move || write_until(&mut nbd, blocks, &shared.0, &shared.1, &shared.2));
         Self { stop, stall_us, completed, thread, socket: socket.to_owned(), export: export.to_owned() }
     }
 
@@ -106,6 +107,7 @@ pub(crate) fn stamped(block: u64, stamp: u64) -> Vec<u8> {
 /// p50, p99 and the longest of some stalls, in milliseconds, as one line.
 pub(crate) fn summary(stalls: &mut [Duration]) -> String {
     stalls.sort();
-    let at = |percent: usize| stalls[(stalls.len() * percent / 100).min(stalls.len() - 1)].as_secs_f64() * 1000.0;
+    let at =
+        |percent: usize| stalls[(stalls.len() * percent / 100).min(stalls.len() - 1)].as_secs_f64() * 1000.0;
     format!("stall p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms over {}", at(50), at(99), at(100), stalls.len())
 }
