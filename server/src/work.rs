@@ -4,7 +4,7 @@
 //! output asks for and says what came of it as the core's next input. Outputs may be carried out side by side; the
 //! journal keeps its appends in the order in which they were begun.
 
-use csnap_proto::limits::CHUNK_BYTES_MIN;
+use csnap_proto::limits::{ARENA_BYTES, CHUNK_BYTES_MIN};
 use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::{StoreExtent, Term, VolumeId};
 use csnap_storage::{Storage, StorageError};
@@ -159,11 +159,15 @@ impl<S: Storage> Workbench<S> {
             Err(StorageError::Exists { .. }) => {}
             Err(error) => return Err(error),
         }
-        match self.storage.create(&arena_path(term, arena)).await {
+        let file = match self.storage.create(&arena_path(term, arena)).await {
             // Only this term makes files here: one that is there was left by a growth that found no space.
-            Ok(_) | Err(StorageError::Exists { .. }) => self.storage.sync_dir(&directory).await,
-            Err(error) => Err(error),
-        }
+            Err(StorageError::Exists { .. }) => self.files.arena(term, arena).await?,
+            file => file?,
+        };
+        // Its size never changes after its first sync: what a later term writes where a sync of this one failed would
+        // otherwise be durable, and beyond an end that is not.
+        self.storage.set_len(&file, ARENA_BYTES).await?;
+        self.storage.sync_dir(&directory).await
     }
 
     async fn punch(&self, extents: &[StoreExtent]) -> Result<(), Fatal> {
