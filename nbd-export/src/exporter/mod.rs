@@ -1,6 +1,6 @@
 //! The exporter: `csnap export`, a node's NBD server in front of its volumes and snapshots.
 //!
-//! - [`volumes`]: what can be attached, by name, and who shares an attachment;
+//! - [`mod@volumes`]: what can be attached, by name, and who shares an attachment;
 //! - [`volume`]: one attachment as an [`crate::Export`];
 //! - `agent`: what the node's agent is told.
 //!

@@ -2,7 +2,7 @@
 //! the only volume, else `demo`.
 //!
 //! All connections of one name share one attachment, made with the first and given back with the last. Invariant: making
-//! and giving back the attachment of one name never overlap: its [`Slot`] is locked meanwhile. Nothing of a name stays when
+//! and giving back the attachment of one name never overlap: its `Slot` is locked meanwhile. Nothing of a name stays when
 //! nobody uses it.
 
 use std::collections::BTreeMap;

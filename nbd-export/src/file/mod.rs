@@ -2,7 +2,7 @@
 //!
 //! Reads that the page cache answers are done at once (`preadv2` with `RWF_NOWAIT`), everything else on the runtime's
 //! blocking pool. Buffered writes cannot be tried without waiting on every file system, so they are done at once as long as
-//! that is quick ([`pace`]). Flushes that wait at the same time share one sync ([`sync`]).
+//! that is quick (`pace`). Flushes that wait at the same time share one sync (`sync`).
 //!
 //! Invariant: after a failed sync nothing is promised any more: every later write and flush fails. The kernel forgets
 //! which pages were lost, so a second sync would lie.

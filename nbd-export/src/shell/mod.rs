@@ -1,7 +1,7 @@
 //! Sockets and tasks around the core.
 //!
 //! - [`listen`]: unix and TCP listeners with their options;
-//! - [`serve`]: accepts, bounds the number of connections, ends them in order;
+//! - [`mod@serve`]: accepts, bounds the number of connections, ends them in order;
 //! - [`negotiate`]: one connection until it has its export; [`connection`]: from then on;
 //! - [`work`]: what a connection has handed over to tasks of its own.
 //!

@@ -2,7 +2,7 @@
 //!
 //! Order of a checkpoint: pieces, footer, sync, sync of the directory; *then* a record in the journal names it, at the
 //! start of the next segment; *then* the gate is seen open; *then* files that it made superfluous go. Appends go on all
-//! the while. The pieces are [`frame`](super::frame)s, chained; the footer holds their number and the position.
+//! the while. The pieces are [`frame`]s, chained; the footer holds their number and the position.
 //!
 //! ```text
 //! footer body:
