@@ -14,7 +14,7 @@ use crate::state::{Attached, Origin, Record};
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Versions reaped in one slice: about a millisecond of work, a record of some 20 KiB.
-const REAP_SLICE_VERSIONS: usize = 2048;
+pub(super) const REAP_SLICE_VERSIONS: usize = 2048;
 
 /// Extents punched in one go: some 10 ms of a plain disk.
 const PUNCH_SLICE_EXTENTS: usize = 64;
@@ -55,7 +55,7 @@ impl ServerCore {
             return;
         }
         self.background.due = false;
-        if let Some(record) = self.state.next_reap(REAP_SLICE_VERSIONS) {
+        if let Some(record) = self.state.next_reap(self.config.reap_slice_versions) {
             self.record(record);
             self.grants.space_came_back();
         }

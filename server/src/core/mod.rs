@@ -70,6 +70,8 @@ pub struct Config {
     pub client_lease: Duration,
     /// A snapshot create fails when the volume's writer has not drained by then.
     pub drain_patience: Duration,
+    /// Versions of deleted snapshots that are worked off in one slice.
+    pub reap_slice_versions: usize,
     /// The rule that a test breaks.
     pub broken: canary::Broken,
 }
@@ -79,6 +81,7 @@ impl Default for Config {
         Self {
             client_lease: Duration::from_secs(15),
             drain_patience: Duration::from_secs(5),
+            reap_slice_versions: background::REAP_SLICE_VERSIONS,
             broken: canary::Broken::default(),
         }
     }

@@ -66,6 +66,8 @@ pub(super) struct State<S: Storage> {
     /// What earlier terms left is deleted; they write nothing more that anybody needs.
     pub(super) earlier_reclaimed: bool,
     failed: Option<Fatal>,
+    /// What the gate said before the append, where that rule is broken.
+    looked_early: Option<bool>,
 }
 
 struct Segment<S: Storage> {
@@ -97,6 +99,7 @@ impl<S: Storage> Journal<S> {
             checkpoints_begun: 0,
             earlier_reclaimed: false,
             failed: None,
+            looked_early: None,
         };
         let body = seal.encode();
         let inner = Inner {
@@ -142,6 +145,10 @@ impl<S: Storage> Journal<S> {
         assert!(body.len() <= self.inner.pool.batch_bytes_max(), "a batch of {} bytes", body.len());
         let _turn = self.inner.turns.take().await;
         self.check()?;
+        if self.inner.pool.canaries.breaks(Canary::GateBeforeSync) {
+            let open = self.inner.gate.is_open().await?;
+            self.inner.state.borrow_mut().looked_early = Some(open);
+        }
         if !self.has_room(body.len()) {
             let checkpoint = self.inner.state.borrow().checkpoint;
             self.next_segment(checkpoint).await?;
@@ -155,6 +162,9 @@ impl<S: Storage> Journal<S> {
         if self.inner.pool.canaries.breaks(Canary::ActWithoutGate) {
             return Ok(true);
         }
+        if let Some(open) = self.inner.state.borrow_mut().looked_early.take() {
+            return Ok(open);
+        }
         match self.inner.gate.is_open().await {
             Ok(open) => Ok(open),
             Err(error) => Err(self.fail(error.into())),
@@ -164,11 +174,6 @@ impl<S: Storage> Journal<S> {
     /// Durable, then gate open: appends and looks. `true` is leave to act on the batch and everything before it; after
     /// `false` the process exits, unanswered.
     pub async fn commit(&self, body: Vec<u8>) -> Result<bool, Fatal> {
-        if self.inner.pool.canaries.breaks(Canary::GateBeforeSync) {
-            let open = self.gate_open().await?;
-            self.append(body).await?;
-            return Ok(open);
-        }
         self.append(body).await?;
         self.gate_open().await
     }

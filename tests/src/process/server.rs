@@ -412,6 +412,8 @@ impl ServerProc {
         let config = Config {
             client_lease: sim.plan.client_lease,
             drain_patience: sim.plan.drain_patience,
+            // Small, so that takeovers come in between.
+            reap_slice_versions: 4,
             broken: sim.plan.canaries.core,
         };
         let wall = WallMillis(sim.now / 1000);
