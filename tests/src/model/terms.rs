@@ -7,6 +7,8 @@ use csnap_proto::Term;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Reign {
+    /// It served. One that froze between its Seal and that may find itself gone on from already.
+    begun: bool,
     /// Frames of its journal that what it acted upon relies on.
     relied: u64,
     /// Frames of it that its successor goes on from.
@@ -29,10 +31,9 @@ impl Terms {
 
     /// A server serves, having gone on from `base`, of whose journal it kept `kept` frames.
     pub fn begins(&mut self, term: Term, base: Term, kept: u64) -> Result<(), String> {
-        if self.reigns.contains_key(&term) {
+        if std::mem::replace(&mut self.reigns.entry(term).or_default().begun, true) {
             return Err(format!("two servers of term {term}"));
         }
-        self.reigns.insert(term, Reign::default());
         self.last = self.last.max(term);
         let reign = self.reigns.entry(base).or_default();
         if reign.kept.is_some() {
