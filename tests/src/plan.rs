@@ -144,6 +144,17 @@ pub struct Work {
     pub hot_blocks: u64,
 }
 
+/// How long guests' I/O takes at most, beyond what the disk takes, microseconds: rare I/O only, and none if 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slow {
+    /// Writes of heads.
+    pub head_write: u64,
+    /// Reads of heads.
+    pub head_read: u64,
+    /// Reads of the store.
+    pub store_read: u64,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -195,6 +206,8 @@ pub struct Plan {
     pub renew_ms: u64,
     /// What guests do.
     pub work: Work,
+    /// How slow their I/O may be.
+    pub slow: Slow,
     /// Faults of this world, each as often as it stands here.
     pub faults: Vec<Fault>,
     /// Between faults, microseconds, about.
@@ -258,6 +271,11 @@ impl Plan {
                 leave: [0.0, 0.001, 0.01][rng.index(3)],
                 fast: [0.0, 0.3, 0.9][rng.index(3)],
                 hot_blocks: 8 + rng.below(56),
+            },
+            slow: Slow {
+                head_write: [0, 0, 20_000, 200_000][rng.index(4)],
+                head_read: [0, 0, 20_000, 200_000][rng.index(4)],
+                store_read: [0, 0, 100_000, 1_000_000][rng.index(4)],
             },
             faults,
             fault_every: 1_500_000 + rng.below(10_000_000),

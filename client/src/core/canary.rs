@@ -11,6 +11,8 @@ pub enum Canary {
     CompleteReadAtMessage2,
     /// Confirm a broken mark: take a Retry for an Ok.
     ConfirmBrokenMark,
+    /// Send message 3 on whatever connection there is. Only a server that confirms elsewhere makes it harmful.
+    FinishElsewhere,
     /// Answer an Advice at once.
     AdviceWithoutDrain,
     /// Answer an Advice whose id is known at once.
@@ -26,9 +28,10 @@ pub enum Canary {
 impl Canary {
     /// Every one, with the name that a command line knows it by.
     #[cfg(feature = "canary")]
-    pub const ALL: [(&'static str, Self); 7] = [
+    pub const ALL: [(&'static str, Self); 8] = [
         ("complete-read-at-message-2", Self::CompleteReadAtMessage2),
         ("confirm-broken-mark", Self::ConfirmBrokenMark),
+        ("finish-elsewhere", Self::FinishElsewhere),
         ("advice-without-drain", Self::AdviceWithoutDrain),
         ("advice-not-anew", Self::AdviceNotAnew),
         ("drain-without-sync", Self::DrainWithoutSync),

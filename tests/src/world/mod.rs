@@ -31,6 +31,9 @@ const TICK_AGAIN: u64 = 100;
 /// A process that died is started again by `csnap up` after this at least, microseconds.
 const RESTART: u64 = 50_000;
 
+/// Longest time that a server is stopped for another one's takeover, microseconds.
+const FREEZE_MAX: u64 = 5_000_000;
+
 /// Longest trace that is kept, lines.
 const TRACE_MAX: usize = 2_000_000;
 
@@ -119,6 +122,10 @@ pub enum Deed {
     Kill,
     /// Everything loses its power.
     PowerLoss,
+    /// It is stopped, with its agent, until another server takes over and comes to the so many-th operation of that.
+    FreezeUntilTakeover(u64),
+    /// Servers that were stopped so go on, their agents only later.
+    Release,
 }
 
 impl World {
@@ -438,19 +445,15 @@ impl World {
                 continue;
             }
             for operation in self.sim.disks[disk].pending_since(self.seen[disk]) {
-                if disk == LOCAL && std::mem::take(&mut self.lockd_trap) {
-                    let (deed, proc) = (Deed::Kill, ProcId(u32::try_from(operation.node.0).unwrap_or(0)));
-                    self.script_later(5, Script::Strike { deed, proc });
-                }
-                if disk == POOL {
-                    self.look_at(
-                        ProcId(u32::try_from(operation.node.0).unwrap_or(0)),
-                        &operation.path,
-                        operation.kind,
-                    );
-                }
-                let at = self.sim.now + self.time_of(operation.kind);
+                let proc = ProcId(u32::try_from(operation.node.0).expect("nodes are processes"));
                 let (id, kind, path) = (operation.id, operation.kind, operation.path);
+                let mut at = self.sim.now + self.time_of(kind);
+                if disk == POOL {
+                    at += self.guest_time_of(proc, kind, &path);
+                    self.look_at(proc, &path, kind);
+                } else if std::mem::take(&mut self.lockd_trap) {
+                    self.script_later(5, Script::Strike { deed: Deed::Kill, proc });
+                }
                 self.sim.queue.push(at, Happening::Disk { disk, id, kind, path });
             }
             self.seen[disk] = submitted;
@@ -466,6 +469,19 @@ impl World {
         };
         let hiccup = if rng.chance(0.002) { 20 } else { 1 };
         usual * hiccup * self.sim.slowness
+    }
+
+    /// What an operation of a guest takes beyond that.
+    fn guest_time_of(&mut self, proc: ProcId, kind: OperationKind, path: &str) -> u64 {
+        let slow = self.sim.plan.slow;
+        let most = match kind {
+            OperationKind::Write if path.starts_with("head/") => slow.head_write,
+            OperationKind::Read if path.starts_with("head/") => slow.head_read,
+            OperationKind::Read if path.starts_with("store/") => slow.store_read,
+            _ => 0,
+        };
+        let of_guest = matches!(self.process(proc), Some(Process::Exporter(_)));
+        if most > 0 && of_guest && self.sim.rng.chance(0.3) { self.sim.rng.below(most) } else { 0 }
     }
 
     /// Notes rare things about an operation of the pool, and stops a server where a scenario wants it stopped.
@@ -498,13 +514,28 @@ impl World {
 
     fn spring(&mut self, deed: Deed, proc: ProcId, agent: Option<ProcId>) {
         self.sim.note(|| format!("TRAP {deed:?} for server {}", proc.0));
-        if let Deed::Freeze(lasts) = deed {
-            let procs: Vec<ProcId> = agent.into_iter().chain([proc]).collect();
-            procs.iter().for_each(|proc| self.pause(*proc));
-            self.thaw_later(lasts, &procs);
-        } else {
-            let wait = self.sim.rng.below(300);
-            self.script_later(wait, Script::Strike { deed, proc });
+        match deed {
+            Deed::Freeze(lasts) => {
+                let procs: Vec<ProcId> = agent.into_iter().chain([proc]).collect();
+                procs.iter().for_each(|proc| self.pause(*proc));
+                self.thaw_later(lasts, &procs);
+            }
+            Deed::FreezeUntilTakeover(left) => {
+                let procs: Vec<ProcId> = agent.into_iter().chain([proc]).collect();
+                procs.iter().for_each(|proc| self.pause(*proc));
+                // Should nobody take over, they go on all the same.
+                self.thaw_later(FREEZE_MAX, &procs);
+                self.lay_trap(Trap { left, taking_over: true, deed: Deed::Release });
+            }
+            Deed::Release => {
+                let is_server = |id: &&ProcId| matches!(self.process(**id), Some(Process::Server(_)));
+                let servers: Vec<ProcId> = self.sim.paused.iter().filter(is_server).copied().collect();
+                self.undo_later(0, Undo::Thaw(servers));
+            }
+            Deed::Kill | Deed::PowerLoss => {
+                let wait = self.sim.rng.below(300);
+                self.script_later(wait, Script::Strike { deed, proc });
+            }
         }
     }
 

@@ -122,9 +122,10 @@ impl World {
     }
 
     fn any_deed(&mut self) -> Deed {
-        match self.sim.rng.below(5) {
+        match self.sim.rng.below(6) {
             0 | 1 => Deed::Kill,
             2 => Deed::PowerLoss,
+            3 => Deed::FreezeUntilTakeover(1 + self.sim.rng.below(TAKEOVER_OPERATIONS)),
             _ => Deed::Freeze(1_000_000 + self.sim.rng.below(5_000_000)),
         }
     }
