@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use csnap_proto::PoolId;
 use csnap_server::term::PoolToml;
-use csnap_storage::sim::Rng;
+use csnap_storage::sim::{OperationKind, Rng};
 
 use crate::net::Weather;
 
@@ -64,11 +64,14 @@ pub enum Fault {
     HitTakeover,
     /// A serving server is hit at some operation.
     HitService,
+    /// The serving server is killed, whoever takes over is stopped at some operation, and goes on while, or after, another
+    /// one takes over.
+    FreezeTakeover,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::KillServer,
         Self::PauseServer,
         Self::PauseNode,
@@ -90,6 +93,7 @@ impl Fault {
         Self::ClockStops,
         Self::HitTakeover,
         Self::HitService,
+        Self::FreezeTakeover,
     ];
 
     /// For people.
@@ -117,8 +121,18 @@ impl Fault {
             Self::ClockStops => "clock stood still",
             Self::HitTakeover => "takeover hit",
             Self::HitService => "service hit",
+            Self::FreezeTakeover => "takeover stopped",
         }
     }
+}
+
+/// An operation of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spot {
+    /// The so many-th from now.
+    Nth(u64),
+    /// The next of this kind on a path that ends so.
+    At(OperationKind, &'static str),
 }
 
 /// What guests and operators do.
@@ -140,6 +154,8 @@ pub struct Work {
     pub leave: f64,
     /// Probability that a written request may take the fast way.
     pub fast: f64,
+    /// Probability that a delete is forced.
+    pub forced: f64,
     /// Blocks that get most of the writes, so that chunks are met again.
     pub hot_blocks: u64,
 }
@@ -210,6 +226,8 @@ pub struct Plan {
     pub slow: Slow,
     /// Faults of this world, each as often as it stands here.
     pub faults: Vec<Fault>,
+    /// Where a takeover is stopped, and at which operation of another's it goes on; drawn each time if absent.
+    pub freeze: Option<(Spot, Spot)>,
     /// Between faults, microseconds, about.
     pub fault_every: u64,
     /// How long the storm lasts, microseconds.
@@ -270,6 +288,7 @@ impl Plan {
                 operate_every: 1_000_000 + rng.below(4_000_000),
                 leave: [0.0, 0.001, 0.01][rng.index(3)],
                 fast: [0.0, 0.3, 0.9][rng.index(3)],
+                forced: 0.3,
                 hot_blocks: 8 + rng.below(56),
             },
             slow: Slow {
@@ -278,6 +297,7 @@ impl Plan {
                 store_read: [0, 0, 100_000, 1_000_000][rng.index(4)],
             },
             faults,
+            freeze: None,
             fault_every: 1_500_000 + rng.below(10_000_000),
             storm: STORM,
         }

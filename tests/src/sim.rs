@@ -171,8 +171,8 @@ pub struct Sim {
     pub orders: Vec<Order>,
     /// The first law that was seen broken.
     pub violation: Option<String>,
-    /// Operations of disks take so many times longer.
-    pub slowness: u64,
+    /// Operations of disks take so many times longer, by host.
+    pub slowness: Vec<u64>,
     /// The pool takes nothing more, now.
     pub full: bool,
     /// It was full once.
@@ -219,6 +219,7 @@ impl Sim {
             disks: [disk(&mut rng), disk(&mut rng)],
             clocks,
             hosts,
+            slowness: vec![1; plan.hosts],
             trace: plan.trace.then(Vec::new),
             plan,
             rng,
@@ -228,7 +229,6 @@ impl Sim {
             tally: Tally::default(),
             orders: Vec::new(),
             violation: None,
-            slowness: 1,
             full: false,
             was_full: false,
             dir_sync_failed: false,

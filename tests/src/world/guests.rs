@@ -94,7 +94,7 @@ impl World {
         self.guests.len() - 1
     }
 
-    fn any_node(&mut self) -> HostId {
+    pub(super) fn any_node(&mut self) -> HostId {
         let nodes = self.sim.plan.nodes;
         HostId(self.sim.rng.index(nodes))
     }

@@ -20,7 +20,7 @@ pub use self::guests::Guest;
 pub use self::operators::{Errand, Operators};
 pub use self::storm::Undo;
 use crate::model::Volume;
-use crate::plan::Plan;
+use crate::plan::{Plan, Spot};
 use crate::process::Process;
 use crate::sim::{Event, Happening, HostId, LOCAL, Order, POOL, ProcId, Sim, Spawn};
 use crate::tally::Tally;
@@ -105,8 +105,8 @@ pub struct World {
 /// Something that befalls a server at one of its operations of the pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Trap {
-    /// At the so many-th from now.
-    pub left: u64,
+    /// At which.
+    pub spot: Spot,
     /// Of servers that take over, or of those that serve.
     pub taking_over: bool,
     /// What.
@@ -122,8 +122,8 @@ pub enum Deed {
     Kill,
     /// Everything loses its power.
     PowerLoss,
-    /// It is stopped, with its agent, until another server takes over and comes to the so many-th operation of that.
-    FreezeUntilTakeover(u64),
+    /// It is stopped, with its agent, until another server takes over and comes to this operation of that.
+    FreezeUntilTakeover(Spot),
     /// Servers that were stopped so go on, their agents only later.
     Release,
 }
@@ -447,7 +447,7 @@ impl World {
             for operation in self.sim.disks[disk].pending_since(self.seen[disk]) {
                 let proc = ProcId(u32::try_from(operation.node.0).expect("nodes are processes"));
                 let (id, kind, path) = (operation.id, operation.kind, operation.path);
-                let mut at = self.sim.now + self.time_of(kind);
+                let mut at = self.sim.now + self.time_of(proc, kind);
                 if disk == POOL {
                     at += self.guest_time_of(proc, kind, &path);
                     self.look_at(proc, &path, kind);
@@ -460,7 +460,7 @@ impl World {
         }
     }
 
-    fn time_of(&mut self, kind: OperationKind) -> u64 {
+    fn time_of(&mut self, proc: ProcId, kind: OperationKind) -> u64 {
         let rng = &mut self.sim.rng;
         let usual = match kind {
             OperationKind::Sync | OperationKind::SyncDir => 200 + rng.below(1_500),
@@ -468,7 +468,8 @@ impl World {
             _ => 10 + rng.below(60),
         };
         let hiccup = if rng.chance(0.002) { 20 } else { 1 };
-        usual * hiccup * self.sim.slowness
+        let host = self.procs.get(&proc).map_or(0, |slot| slot.host.0);
+        usual * hiccup * self.sim.slowness[host]
     }
 
     /// What an operation of a guest takes beyond that.
@@ -506,8 +507,15 @@ impl World {
             return;
         }
         let agent = *agent;
-        self.trap = (trap.left > 1).then_some(Trap { left: trap.left - 1, ..trap });
-        if self.trap.is_none() {
+        let sprung = match trap.spot {
+            Spot::Nth(left) => {
+                self.trap = Some(Trap { spot: Spot::Nth(left.saturating_sub(1)), ..trap });
+                left <= 1
+            }
+            Spot::At(wanted, end) => wanted == kind && path.ends_with(end),
+        };
+        if sprung {
+            self.trap = None;
             self.spring(trap.deed, proc, agent);
         }
     }
@@ -520,12 +528,12 @@ impl World {
                 procs.iter().for_each(|proc| self.pause(*proc));
                 self.thaw_later(lasts, &procs);
             }
-            Deed::FreezeUntilTakeover(left) => {
+            Deed::FreezeUntilTakeover(spot) => {
                 let procs: Vec<ProcId> = agent.into_iter().chain([proc]).collect();
                 procs.iter().for_each(|proc| self.pause(*proc));
                 // Should nobody take over, they go on all the same.
                 self.thaw_later(FREEZE_MAX, &procs);
-                self.lay_trap(Trap { left, taking_over: true, deed: Deed::Release });
+                self.lay_trap(Trap { spot, taking_over: true, deed: Deed::Release });
             }
             Deed::Release => {
                 let is_server = |id: &&ProcId| matches!(self.process(**id), Some(Process::Server(_)));

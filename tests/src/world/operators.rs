@@ -222,7 +222,7 @@ impl World {
     }
 
     fn begin_delete(&mut self, volume: usize) {
-        let force = self.sim.rng.chance(0.3);
+        let force = self.sim.rng.chance(self.sim.plan.work.forced);
         if let Some(token) = self.live_snapshot(volume) {
             self.delete_snapshot(volume, token, force);
         }

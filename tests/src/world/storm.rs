@@ -3,12 +3,25 @@
 use csnap_storage::sim::{Fault as DiskFault, FaultError, OperationKind};
 
 use super::{Deed, Script, Trap, World};
-use crate::plan::Fault;
+use crate::plan::{Fault, Spot};
 use crate::process::Process;
 use crate::sim::{HostId, POOL, ProcId, Spawn};
 
 /// Operations of a takeover, about.
 const TAKEOVER_OPERATIONS: u64 = 60;
+
+/// The steps of a takeover that matter: our gate; their gate; whom they name; our Seal; our gate again.
+const SPOTS: [(OperationKind, &str); 9] = [
+    (OperationKind::Create, "/gate"),
+    (OperationKind::Open, "/successor"),
+    (OperationKind::Link, "/successor"),
+    (OperationKind::Open, "/gate"),
+    (OperationKind::Write, "/gate"),
+    (OperationKind::Stat, "/journal-0"),
+    (OperationKind::Write, "/journal-0"),
+    (OperationKind::Sync, "/journal-0"),
+    (OperationKind::Read, "/gate"),
+];
 
 /// What ends a fault.
 #[derive(Clone, Debug)]
@@ -77,6 +90,7 @@ impl World {
             Fault::ClockStops => self.stop_clock(),
             Fault::HitTakeover => self.hit_takeover(),
             Fault::HitService => self.hit_service(),
+            Fault::FreezeTakeover => self.freeze_takeover(),
         };
         if struck {
             self.sim.note(|| format!("FAULT {}", fault.name()));
@@ -121,28 +135,52 @@ impl World {
         self.kill_any("lockd")
     }
 
+    /// An operation of a takeover.
+    fn any_spot(&mut self) -> Spot {
+        if self.sim.rng.chance(0.5) {
+            return Spot::Nth(1 + self.sim.rng.below(TAKEOVER_OPERATIONS));
+        }
+        let (kind, end) = SPOTS[self.sim.rng.index(SPOTS.len())];
+        Spot::At(kind, end)
+    }
+
     fn any_deed(&mut self) -> Deed {
         match self.sim.rng.below(6) {
             0 | 1 => Deed::Kill,
             2 => Deed::PowerLoss,
-            3 => Deed::FreezeUntilTakeover(1 + self.sim.rng.below(TAKEOVER_OPERATIONS)),
+            3 => Deed::FreezeUntilTakeover(self.any_spot()),
             _ => Deed::Freeze(1_000_000 + self.sim.rng.below(5_000_000)),
         }
     }
 
     fn hit_takeover(&mut self) -> bool {
-        let (left, deed) = (1 + self.sim.rng.below(TAKEOVER_OPERATIONS), self.any_deed());
-        self.lay_trap(Trap { left, taking_over: true, deed });
-        match self.serving() {
-            Some(server) => self.kill(server, false),
-            None => return false,
+        let (spot, deed) = (self.any_spot(), self.any_deed());
+        self.trap_takeover(spot, deed)
+    }
+
+    fn freeze_takeover(&mut self) -> bool {
+        if let Some((stops, goes_on)) = self.sim.plan.freeze {
+            return self.trap_takeover(stops, Deed::FreezeUntilTakeover(goes_on));
         }
+        let spot = self.any_spot();
+        let deed = if self.sim.rng.chance(0.7) {
+            Deed::FreezeUntilTakeover(self.any_spot())
+        } else {
+            Deed::Freeze(1_000_000 + self.sim.rng.below(3_000_000))
+        };
+        self.trap_takeover(spot, deed)
+    }
+
+    fn trap_takeover(&mut self, spot: Spot, deed: Deed) -> bool {
+        let Some(server) = self.serving() else { return false };
+        self.lay_trap(Trap { spot, taking_over: true, deed });
+        self.kill(server, false);
         true
     }
 
     fn hit_service(&mut self) -> bool {
-        let (left, deed) = (1 + self.sim.rng.below(40), self.any_deed());
-        self.lay_trap(Trap { left, taking_over: false, deed });
+        let (spot, deed) = (Spot::Nth(1 + self.sim.rng.below(40)), self.any_deed());
+        self.lay_trap(Trap { spot, taking_over: false, deed });
         true
     }
 
@@ -209,8 +247,15 @@ impl World {
         true
     }
 
+    /// For everybody, or for one host alone.
     fn slow_disk(&mut self) -> bool {
-        self.sim.slowness = [3, 10, 40, 200][self.sim.rng.index(4)];
+        let times = [3, 10, 40, 200][self.sim.rng.index(4)];
+        if self.sim.rng.chance(0.5) {
+            let host = self.any_node();
+            self.sim.slowness[host.0] = times;
+        } else {
+            self.sim.slowness.fill(times);
+        }
         let lasts = 100_000 + self.sim.rng.below(3_000_000);
         self.undo_later(lasts, Undo::Fast);
         true
@@ -313,7 +358,7 @@ impl World {
         match undo {
             Undo::Thaw(procs) => procs.into_iter().for_each(|proc| self.thaw(proc)),
             Undo::Heal => self.sim.net.heal(now, &mut self.sim.queue),
-            Undo::Fast => self.sim.slowness = 1,
+            Undo::Fast => self.sim.slowness.fill(1),
             Undo::Light(host) => {
                 self.sim.net.set_dark(now, host, false, &mut self.sim.queue);
                 self.start_again(host, Spawn::Agent);
