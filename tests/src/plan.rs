@@ -303,6 +303,34 @@ impl Plan {
         }
     }
 
+    /// A quiet world of three nodes and one volume of 64 chunks, for a test to make trouble in.
+    #[must_use]
+    pub fn calm(seed: u64) -> Self {
+        let mut plan = Self { faults: Vec::new(), nodes: 3, hosts: 4, ..Self::of(seed) };
+        plan.pool.shared = false;
+        plan.priorities = vec![100; 3];
+        plan.weather = Weather { delay: 100, jitter: 50, loss: 0.0 };
+        plan.client_lease = Duration::from_millis(1500);
+        plan.drain_patience = Duration::from_secs(3);
+        plan.unique_cache_bytes = 64 << 20;
+        plan.slow = Slow::default();
+        plan.drift_ppm = 0;
+        plan.failback = false;
+        plan.work = Work {
+            volumes: vec![(4096, 64)],
+            readers: 0,
+            think: 3_000,
+            depth: 4,
+            create_every: 0,
+            operate_every: 0,
+            leave: 0.0,
+            fast: 0.0,
+            forced: 0.0,
+            hot_blocks: 64,
+        };
+        plan
+    }
+
     /// Each world is about a few kinds of faults, so that some worlds see much of what others see little.
     fn draw_faults(rng: &mut Rng) -> Vec<Fault> {
         let count = 2 + rng.index(6);

@@ -74,7 +74,7 @@ impl Guest {
 
 impl World {
     /// Writers of all volumes, and readers, begin.
-    pub(super) fn begin_work(&mut self) {
+    pub fn begin_work(&mut self) {
         let volumes = self.sim.model.volumes.len();
         for volume in 0..volumes {
             let host = self.any_node();

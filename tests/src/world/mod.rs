@@ -4,11 +4,12 @@
 //! asked of the disks gets its time. A stopped process gets its events when it is let go on; a killed one never.
 //!
 //! - `guests`: virtual machines that write, flush, trim and read; `operators`: people and what they ask;
-//! - `storm`: faults; `ending`: calm, then everything is looked at, down to the medium.
+//! - `scene`: worlds driven by hand; `storm`: faults; `ending`: calm, then everything is looked at, down to the medium.
 
 mod ending;
 mod guests;
 mod operators;
+mod scene;
 mod storm;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,6 +19,7 @@ use csnap_storage::sim::{OperationKind, SimNode, executor};
 
 pub use self::guests::Guest;
 pub use self::operators::{Errand, Operators};
+pub use self::scene::Hand;
 pub use self::storm::Undo;
 use crate::model::Volume;
 use crate::plan::{Plan, Spot};
@@ -100,6 +102,9 @@ pub struct World {
     lockd_trap: bool,
     /// The power is lost at the next write to a head.
     power_trap: bool,
+    /// Where a process is stopped.
+    stop_at: Option<(ProcId, OperationKind, &'static str)>,
+    trapped: Option<ProcId>,
 }
 
 /// Something that befalls a server at one of its operations of the pool.
@@ -150,6 +155,8 @@ impl World {
             trap: None,
             lockd_trap: false,
             power_trap: false,
+            stop_at: None,
+            trapped: None,
         }
     }
 
@@ -488,6 +495,13 @@ impl World {
     /// Notes rare things about an operation of the pool, and stops a server where a scenario wants it stopped.
     fn look_at(&mut self, proc: ProcId, path: &str, kind: OperationKind) {
         self.sim.mix(u64::from(proc.0) << 8 ^ kind as u64);
+        if self
+            .stop_at
+            .take_if(|(who, what, begin)| *who == proc && *what == kind && path.starts_with(*begin))
+            .is_some()
+        {
+            self.pause(proc);
+        }
         if self.power_trap && kind == OperationKind::Write && path.starts_with("head/") {
             self.script_later(10, Script::Strike { deed: Deed::PowerLoss, proc });
         }
@@ -522,6 +536,7 @@ impl World {
 
     fn spring(&mut self, deed: Deed, proc: ProcId, agent: Option<ProcId>) {
         self.sim.note(|| format!("TRAP {deed:?} for server {}", proc.0));
+        self.trapped = Some(proc);
         match deed {
             Deed::Freeze(lasts) => {
                 let procs: Vec<ProcId> = agent.into_iter().chain([proc]).collect();
