@@ -178,7 +178,15 @@ fn idle_connections_keep_nobody_out() {
 
 /// Runs the server for one connection in virtual time; gives the client's end.
 fn in_virtual_time(exports: Arc<MemoryExports>) -> (tokio::io::DuplexStream, watch::Sender<bool>) {
-    let (client, server) = tokio::io::duplex(1 << 16);
+    with_socket_buffer(exports, 1 << 16)
+}
+
+/// The same, with room for so many bytes that the client leaves unread.
+fn with_socket_buffer(
+    exports: Arc<MemoryExports>,
+    buffer_bytes: usize,
+) -> (tokio::io::DuplexStream, watch::Sender<bool>) {
+    let (client, server) = tokio::io::duplex(buffer_bytes);
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move { serve_one(server, &*exports, stopped).await });
     (client, stop)
@@ -252,4 +260,14 @@ async fn a_drain_that_cannot_end_is_left_behind() {
     client.read_to_end(&mut rest).await.expect("closed");
     assert_eq!(rest.len(), 10, "attached, and no answer to the flush");
     assert_eq!(exports.released.load(SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_export_is_given_back_when_its_client_never_learns_of_it() {
+    let exports = MemoryExports::new(MIB);
+    let (mut client, _stop) = with_socket_buffer(Arc::clone(&exports), 64);
+    // The answer to GO does not fit beside the greeting, and nobody reads either.
+    client.write_all(&[&3u32.to_be_bytes()[..], &go_bytes("mem")].concat()).await.expect("sends");
+    tokio::time::sleep(2 * HANDSHAKE_TIME_MAX).await;
+    assert_eq!((exports.opened.load(SeqCst), exports.released.load(SeqCst)), (1, 1));
 }

@@ -104,6 +104,26 @@ fn a_request_that_waits_holds_up_no_other() {
 }
 
 #[test]
+fn a_reply_larger_than_the_buffer_is_not_mixed_with_others() {
+    let (exports, server) = start();
+    let data = pattern(20 * MIB, 1);
+    exports.memory.bytes.lock().expect("no panic")[..data.len()].copy_from_slice(&data);
+    let mut client = Client::attach(&server.socket, "mem", false);
+    exports.memory.slow.store(true, SeqCst);
+    let lens = [20 << 20, 1, 4096, 5 << 20, 3, 2 << 20, 4096];
+    for (cookie, len) in (0..).zip(lens) {
+        client.request(cmd::READ, 0, cookie, 0, len, b"");
+    }
+    wait_until("the first has begun", || exports.memory.begun.load(SeqCst) > 0);
+    exports.memory.slow.store(false, SeqCst);
+    for _ in lens {
+        let reply = client.reply().expect("an answer");
+        let len = lens[usize::try_from(reply.cookie).expect("small")] as usize;
+        assert!(reply.bytes() == data[..len], "{len} bytes");
+    }
+}
+
+#[test]
 fn the_parts_of_a_large_write_are_one_reply() {
     let (exports, server) = start();
     let memory = &exports.memory;

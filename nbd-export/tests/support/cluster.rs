@@ -152,10 +152,11 @@ impl Drop for Daemon {
 }
 
 pub struct Cluster {
-    pub dir: tempfile::TempDir,
-    agent: Agent,
     server: Option<Daemon>,
+    agent: Agent,
     runtime: tokio::runtime::Runtime,
+    /// Last: the server has its files here until it has ended.
+    pub dir: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -174,7 +175,7 @@ impl Cluster {
         let listener = UnixListener::bind(dir.path().join("agent.sock")).expect("binds");
         let listening = agent.clone();
         std::thread::spawn(move || listening.listen(listener));
-        let mut cluster = Self { dir, agent, server: None, runtime };
+        let mut cluster = Self { server: None, agent, runtime, dir };
         cluster.start_server();
         cluster
     }
