@@ -4,6 +4,11 @@
 //! What came from the origin counts only after message 4, on the connection and term of message 2: on a Retry or a broken
 //! connection it is read again from message 1, and only when every I/O of the first try has returned, so that no late one
 //! writes into the buffer of the second.
+//!
+//! A Retry says that a writer was granted some chunk of the message meanwhile. What it carried is asked for in messages of
+//! half as many chunks, so a chunk is read again at most once for each halving and, alone in its message, once more: by
+//! then it lies in the store. New reads begin with the last size that was too large, halved, and twice that after each
+//! message that came through.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,10 +25,18 @@ use super::{
 /// Most batches under way, whatever their phase: a bound on the marks that one client makes the server keep.
 const BATCHES_MAX: usize = 64;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reads {
     waiting: VecDeque<Piece>,
     batches: BTreeMap<ReadId, Batch>,
+    /// Most chunks of a message that carries pieces of a new request.
+    most_chunks: u64,
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), batches: BTreeMap::new(), most_chunks: CHUNKS_PER_MESSAGE_MAX }
+    }
 }
 
 /// A part of a request that fits a message.
@@ -34,6 +47,8 @@ struct Piece {
     offset: u64,
     len: u64,
     buffer_at: u64,
+    /// Most chunks of a message that carries it; only shrinks, so that it is asked for a bounded number of times.
+    most_chunks: u64,
     /// Its last query was refused as a whole, so the next asks for nobody else.
     alone: bool,
 }
@@ -86,7 +101,16 @@ impl IoFor {
 impl ClientCore {
     pub(super) fn read_snapshot(&mut self, request: Request) {
         let chunk = self.attached.as_ref().expect("checked on arrival").geometry.chunk;
-        let pieces = cut(request, chunk);
+        let whole = Piece {
+            request: request.key,
+            range: chunk.covering(request.offset, request.len),
+            offset: request.offset,
+            len: request.len,
+            buffer_at: 0,
+            most_chunks: self.reads.most_chunks,
+            alone: false,
+        };
+        let pieces = cut(whole, chunk);
         self.requests.insert(request.key, Pending::SnapshotRead { pieces_left: pieces.len(), failed: None });
         self.reads.waiting.extend(pieces);
     }
@@ -178,7 +202,7 @@ impl ClientCore {
         }
         if !batch.pieces.iter().any(|trying| trying.origin) {
             self.reads.batches.remove(&read);
-            return;
+            return self.reads.grow();
         }
         // Without a connection the batch is not whole, and is read anew.
         let Some(id) = self.send(ToServer::FinishSnapshotRead { read }, out) else {
@@ -200,11 +224,30 @@ impl ClientCore {
             return;
         }
         if !confirmed {
+            self.read_smaller(read);
             return self.read_again(read, out);
         }
         let batch = self.reads.batches.remove(&read).expect("looked up above");
+        self.reads.grow();
         for trying in batch.pieces.into_iter().filter(|trying| !trying.over) {
             self.on_piece_over(trying.piece.request, None, out);
+        }
+    }
+
+    /// A writer was granted a chunk of the batch while it was read: the next messages for its pieces are half as large.
+    fn read_smaller(&mut self, read: ReadId) {
+        let chunk = self.attached.as_ref().expect("identified before").geometry.chunk;
+        let batch = self.reads.batches.get_mut(&read).expect("the caller looked it up");
+        let chunks: u64 = batch.pieces.iter().map(|trying| trying.piece.range.count).sum();
+        let most_chunks = (chunks / 2).max(1);
+        self.reads.most_chunks = most_chunks;
+        let pieces = std::mem::take(&mut batch.pieces).into_iter().filter(|trying| !trying.over);
+        for piece in pieces.map(|trying| trying.piece) {
+            let parts = cut(Piece { most_chunks, ..piece }, chunk);
+            if let Some(Pending::SnapshotRead { pieces_left, .. }) = self.requests.get_mut(&piece.request) {
+                *pieces_left += parts.len() - 1;
+            }
+            batch.pieces.extend(parts.into_iter().map(Trying::from));
         }
     }
 
@@ -312,18 +355,25 @@ impl ClientCore {
 }
 
 impl Reads {
-    /// As many waiting pieces as fit a message.
+    /// A message came through whole: larger ones may, too.
+    fn grow(&mut self) {
+        self.most_chunks = (self.most_chunks * 2).min(CHUNKS_PER_MESSAGE_MAX);
+    }
+
+    /// As many waiting pieces as fit a message, and as each of them may share.
     fn next_batch(&mut self) -> Vec<Trying> {
         let mut pieces: Vec<Trying> = Vec::new();
         let mut chunks = 0;
+        let mut most_chunks = CHUNKS_PER_MESSAGE_MAX;
         while let Some(piece) = self.waiting.front().copied() {
             chunks += piece.range.count;
-            let fits = pieces.len() < RANGES_PER_MESSAGE_MAX && chunks <= CHUNKS_PER_MESSAGE_MAX;
+            most_chunks = most_chunks.min(piece.most_chunks);
+            let fits = pieces.len() < RANGES_PER_MESSAGE_MAX && chunks <= most_chunks;
             if !pieces.is_empty() && (!fits || piece.alone) {
                 break;
             }
             self.waiting.pop_front();
-            pieces.push(Trying { piece, ios_left: 0, origin: false, failed: None, over: false });
+            pieces.push(piece.into());
             if piece.alone {
                 break;
             }
@@ -332,27 +382,30 @@ impl Reads {
     }
 }
 
-/// Cuts a read so that each piece fits a message.
-fn cut(request: Request, chunk: ChunkSize) -> Vec<Piece> {
-    let Request { key, offset, len, .. } = request;
-    let end = offset + len;
-    let mut pieces = Vec::new();
-    let mut at = offset;
+impl From<Piece> for Trying {
+    fn from(piece: Piece) -> Self {
+        Self { piece, ios_left: 0, origin: false, failed: None, over: false }
+    }
+}
+
+/// Cuts a piece so that each part fits a message of its size.
+fn cut(whole: Piece, chunk: ChunkSize) -> Vec<Piece> {
+    let end = whole.offset + whole.len;
+    let mut parts = Vec::new();
+    let mut at = whole.offset;
     while at < end {
-        let last = Chunk(chunk.chunk_at(at).0 + CHUNKS_PER_MESSAGE_MAX);
+        let last = Chunk(chunk.chunk_at(at).0 + whole.most_chunks);
         let to = chunk.offset_of(last).min(end);
-        let range = chunk.covering(at, to - at);
-        pieces.push(Piece {
-            request: key,
-            range,
+        parts.push(Piece {
+            range: chunk.covering(at, to - at),
             offset: at,
             len: to - at,
-            buffer_at: at - offset,
-            alone: false,
+            buffer_at: whole.buffer_at + (at - whole.offset),
+            ..whole
         });
         at = to;
     }
-    pieces
+    parts
 }
 
 /// Which I/O reads the pieces from where the extents say; `None` when these do not cover their ranges exactly, in order.

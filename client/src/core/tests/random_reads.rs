@@ -7,7 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What random runs use of the volume: little, so that readers and writer meet.
 const VOLUME_CHUNKS: u64 = 24;
+
+/// One mebibyte.
+const LARGE_CHUNKS: u64 = 256;
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -130,7 +134,7 @@ impl World {
         match frame.message {
             ToServer::Identify(_) => {
                 let mut ok = identify_ok(1, false, false);
-                ok.geometry.as_mut().expect("is there").size_bytes = VOLUME_CHUNKS * CHUNK;
+                ok.geometry.as_mut().expect("is there").size_bytes = LARGE_CHUNKS * CHUNK;
                 self.say(id, FromServer::IdentifyOk(ok));
             }
             ToServer::QuerySnapshotRead { .. } if std::mem::take(&mut self.put_off) => {
@@ -351,6 +355,51 @@ proptest! {
     fn what_is_completed_is_the_snapshot(acts in prop::collection::vec(acts(), 1..250)) {
         play(acts, Canaries::default());
     }
+}
+
+impl World {
+    /// Chunks that the queries on their way ask for.
+    fn chunks_asked(&self) -> u64 {
+        let asked = |frame: &Frame<ToServer>| match &frame.message {
+            ToServer::QuerySnapshotRead { ranges, .. } => ranges.iter().map(|range| range.count).sum(),
+            _ => 0,
+        };
+        self.to_server.iter().map(asked).sum()
+    }
+
+    /// A chunk of each read under way, as a writer would choose that wants none of them to be confirmed.
+    fn worst_chunks(&self) -> Vec<u64> {
+        let whole = self.marks.values().filter(|mark| !mark.broken);
+        let on_origin = |chunk: &Chunk| self.place(chunk.0) == Place::Origin;
+        let first = |mark: &Mark| mark.ranges.iter().flat_map(|range| range.chunks()).find(on_origin);
+        whole.filter_map(first).map(|chunk| chunk.0).collect()
+    }
+}
+
+#[test]
+fn a_large_read_under_constant_overwrites_asks_for_each_chunk_a_bounded_number_of_times() {
+    let mut pair = Pair::new(Canaries::default());
+    pair.act(Act::Read { offset: 0, len: LARGE_CHUNKS * CHUNK });
+    let mut chunks_asked = 0;
+    while !pair.world.requests.is_empty() {
+        chunks_asked += pair.world.chunks_asked();
+        while !pair.world.to_server.is_empty() {
+            pair.act(Act::ToServer);
+        }
+        while !pair.world.to_client.is_empty() {
+            pair.act(Act::ToClient);
+        }
+        while !pair.world.ios.is_empty() {
+            pair.io_done(0);
+        }
+        for chunk in pair.world.worst_chunks() {
+            pair.act(Act::Overwrite { chunk });
+        }
+    }
+    println!("{chunks_asked} chunks asked for in {} messages", pair.rig.count("QuerySnapshotRead"));
+    // Once in each size from 256 chunks to 1, and once more alone.
+    let tries_max = u64::from(LARGE_CHUNKS.ilog2()) + 2;
+    assert!(chunks_asked <= LARGE_CHUNKS * tries_max, "{chunks_asked} chunks asked for");
 }
 
 /// Each break is noticed within as many random runs.

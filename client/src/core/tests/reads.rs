@@ -143,13 +143,46 @@ fn a_snapshot_is_not_written_and_ranges_are_checked() {
     }
 }
 
+/// Chunks that each query of a step asks for.
+fn sizes(out: &[Output]) -> Vec<u64> {
+    let chunks = |(_, message): (RequestId, ToServer)| match message {
+        ToServer::QuerySnapshotRead { ranges, .. } => ranges.iter().map(|range| range.count).sum(),
+        other => panic!("{other:?}"),
+    };
+    sent(out).into_iter().map(chunks).collect()
+}
+
+/// Answers the queries of a step from the origin; their messages 3.
+fn read_origin(rig: &mut Rig, out: &[Output]) -> Vec<(RequestId, ReadId)> {
+    let mut finishes = Vec::new();
+    for (id, message) in sent(out) {
+        let ToServer::QuerySnapshotRead { read, ranges } = message else { panic!("{message:?}") };
+        let extents = ranges.iter().map(|range| Extent { range: *range, place: Place::Origin }).collect();
+        let started = rig.frame(id, FromServer::SnapshotRead { read, extents });
+        for (io, _) in ios(&started) {
+            finishes.extend(sent(&rig.done(io)).into_iter().map(|(id, _)| (id, read)));
+        }
+    }
+    finishes
+}
+
+#[test]
+fn messages_shrink_after_a_retry_and_grow_back() {
+    let mut rig = reader();
+    let out = rig.request(Op::Read, 0, 256);
+    assert_eq!(sizes(&out), [256]);
+    let [(finish, read)] = read_origin(&mut rig, &out)[..] else { panic!("one message") };
+    let again = rig.frame(finish, FromServer::Retry { read });
+    assert_eq!(sizes(&again), [128, 128]);
+    assert_eq!(sizes(&rig.request(Op::Read, 1000, 256)), [128, 128], "a new read begins as small");
+    for (finish, read) in read_origin(&mut rig, &again) {
+        rig.frame(finish, FromServer::FinishSnapshotReadOk { read });
+    }
+    assert_eq!(sizes(&rig.request(Op::Read, 2000, 512)), [512], "twice as large with each that came through");
+}
+
 #[test]
 fn a_large_snapshot_read_is_cut_to_what_a_message_carries() {
     let mut rig = reader();
-    let queries = sent(&rig.request(Op::Read, 1, 9000));
-    let chunks = |message: &ToServer| match message {
-        ToServer::QuerySnapshotRead { ranges, .. } => ranges.iter().map(|range| range.count).sum::<u64>(),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(queries.iter().map(|(_, message)| chunks(message)).collect::<Vec<_>>(), [4096, 4096, 808]);
+    assert_eq!(sizes(&rig.request(Op::Read, 1, 9000)), [4096, 4096, 808]);
 }
