@@ -507,6 +507,29 @@ fn a_snapshot_in_use_is_deleted_only_by_force_and_its_readers_are_told() {
 }
 
 #[test]
+fn a_reader_that_was_away_when_its_snapshot_went_is_told_and_holds_nothing_any_more() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.write(0, 4);
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    desk.give(Input::Closed { conn: ConnId(3) });
+    desk.operate(1, 3, OperatorRequest::SnapshotDelete { target: target("v@a"), force: true });
+    desk.operate(1, 4, OperatorRequest::Reaped { instance: InstanceId([2; 16]) });
+    desk.operate(1, 5, OperatorRequest::VolumeDelete { name: name("v") });
+    desk.pass(Duration::from_secs(1));
+    assert_eq!(desk.core.state().held().bytes, 4 * 4096, "it may be reading them");
+    let welcome = desk.connect(4, 3, Attach::Snapshot(target("v@a")));
+    assert!(matches!(welcome, FromServer::IdentifyOk(IdentifyOk { geometry: None, .. })), "{welcome:?}");
+    assert_eq!(desk.to(4).last(), Some(&&FromServer::SnapshotGone));
+    let told = desk.ask(ConnId(4), ToServer::Renew { forgotten: FreeBatchId(0) });
+    let FromServer::Renewed { forget, .. } = told else { panic!("{told:?}") };
+    desk.ask(ConnId(4), ToServer::Renew { forgotten: forget[0].batch });
+    desk.pass(Duration::from_secs(1));
+    assert_eq!(desk.core.state().held().bytes, 0);
+    desk.check();
+}
+
+#[test]
 fn a_copy_out_whose_snapshot_was_deleted_meanwhile_leaves_nothing_behind() {
     let mut desk = Desk::with_writer();
     desk.snapshot(2, "a");

@@ -408,9 +408,7 @@ impl ClientCore {
             }
             FromServer::Released => self.release.on_released(id),
             FromServer::Refused(refusal) => self.on_refused(now, id, refusal, out),
-            FromServer::SnapshotGone => {
-                self.fail(RequestError::Lost("the snapshot was deleted by force".to_owned()), out);
-            }
+            FromServer::SnapshotGone => self.fail(session::snapshot_gone(), out),
             FromServer::IdentifyOk(_) | FromServer::Operated(_) => {
                 self.break_off(now, "an answer that nobody asked for", out);
             }

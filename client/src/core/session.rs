@@ -21,9 +21,17 @@ const IDENTIFY_PATIENCE: Duration = Duration::from_millis(7_500);
 /// connections at once, and asking in a loop would not make it serve sooner.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// What readers of a snapshot are told.
+const SNAPSHOT_GONE: &str = "the snapshot was deleted by force";
+
 /// Bounds on the lease that a server may tell.
 const LEASE_MIN: Duration = Duration::from_millis(100);
 const LEASE_MAX: Duration = Duration::from_secs(600);
+
+/// Every read fails with it.
+pub(super) fn snapshot_gone() -> RequestError {
+    RequestError::Lost(SNAPSHOT_GONE.to_owned())
+}
 
 /// The connection that counts.
 #[derive(Clone, Copy, Debug)]
@@ -232,13 +240,13 @@ impl ClientCore {
     }
 
     fn on_identified(&mut self, now: Time, conn: ConnId, term: Term, ok: IdentifyOk, out: &mut Vec<Output>) {
+        let lease = Duration::from_millis(ok.lease_ms).clamp(LEASE_MIN, LEASE_MAX);
         let Some(geometry) = ok.geometry else {
-            return self.break_off(now, "a session without a volume", out);
+            return self.on_identified_without_snapshot(now, conn, term, lease, out);
         };
         if geometry.size_bytes > VOLUME_BYTES_MAX {
             return self.break_off(now, "a volume beyond the largest size", out);
         }
-        let lease = Duration::from_millis(ok.lease_ms).clamp(LEASE_MIN, LEASE_MAX);
         match &mut self.attached {
             Some(attached) => {
                 let same =
@@ -253,9 +261,7 @@ impl ClientCore {
                 out.push(Output::Attached { geometry, epoch: ok.epoch });
             }
         }
-        self.term = term;
-        self.link = Link::Ready { conn, term };
-        self.renewal = Renewal { next: now.after(lease / 5), unanswered: None };
+        self.be_ready(now, conn, term, lease);
         if ok.advice_follows {
             self.await_advice();
         }
@@ -263,6 +269,33 @@ impl ClientCore {
         if !ok.advice_follows {
             self.open_writes();
         }
+    }
+
+    fn be_ready(&mut self, now: Time, conn: ConnId, term: Term, lease: Duration) {
+        self.term = term;
+        self.link = Link::Ready { conn, term };
+        self.renewal = Renewal { next: now.after(lease / 5), unanswered: None };
+    }
+
+    /// The session lives, its snapshot was deleted by force. The connection is kept until the release: the server reuses
+    /// the snapshot's space when it hears in a Renew, or by the Release, that no read of it is in flight.
+    fn on_identified_without_snapshot(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        term: Term,
+        lease: Duration,
+        out: &mut Vec<Output>,
+    ) {
+        if self.is_writer() {
+            return self.break_off(now, "a session without a volume", out);
+        }
+        self.be_ready(now, conn, term, lease);
+        let error = match &self.attached {
+            Some(_) => snapshot_gone(),
+            None => RequestError::Refused(Refusal::new(RefusalKind::Gone, SNAPSHOT_GONE)),
+        };
+        self.fail(error, out);
     }
 
     /// Everything known of the old epoch goes when another one began.

@@ -87,7 +87,8 @@ pub struct Geometry {
 /// Answer to [`Identify`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentifyOk {
-    /// Of the volume or snapshot; absent for operators.
+    /// Of the volume or snapshot; absent for operators, and for a reader whose snapshot was deleted by force while it was
+    /// away: [`FromServer::SnapshotGone`] follows, and the session has only to forget, to renew and to release.
     pub geometry: Option<Geometry>,
     /// Current epoch of the volume; of a snapshot, its own. A writer whose cache is of another epoch drops it.
     pub epoch: Epoch,

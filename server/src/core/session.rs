@@ -143,15 +143,16 @@ impl ServerCore {
             Attached::Snapshot(volume, epoch) => {
                 answer.geometry = self.geometry(volume, Some(epoch));
                 answer.epoch = epoch;
-                if answer.geometry.is_none() {
-                    return self.refuse(conn, id, RefusalKind::Gone, "the snapshot was deleted");
-                }
             }
         }
         let advice_follows = answer.advice_follows;
+        let gone = matches!(attached, Attached::Snapshot(..)) && answer.geometry.is_none();
         self.send(conn, id, FromServer::IdentifyOk(answer));
-        if let (Attached::Writer(volume), true) = (attached, advice_follows) {
-            self.advise_newcomer(volume, conn);
+        match attached {
+            Attached::Writer(volume) if advice_follows => self.advise_newcomer(volume, conn),
+            // Not a refusal: the session still has to say that it forgot what it knew of the store.
+            Attached::Snapshot(..) if gone => self.send(conn, RequestId(0), FromServer::SnapshotGone),
+            _ => {}
         }
     }
 

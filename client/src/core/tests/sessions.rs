@@ -76,6 +76,44 @@ fn a_refusal_ends_a_first_attach_and_only_a_gone_session_a_later_one() {
 }
 
 #[test]
+fn a_reader_whose_snapshot_went_while_it_was_away_forgets_and_releases() {
+    let without = IdentifyOk { geometry: None, ..identify_ok(1, false, false) };
+    for attached_before in [true, false] {
+        let mut rig = Rig::new(reader_config());
+        if attached_before {
+            rig.attach(identify_ok(1, false, false));
+        } else {
+            rig.connect();
+        }
+        rig.step(Input::Disconnected { conn: ConnId(1) });
+        let out = rig.attach(without.clone());
+        match out.as_slice() {
+            [Output::Ended(RequestError::Lost(_))] => assert!(attached_before),
+            [Output::Ended(RequestError::Refused(Refusal { kind: RefusalKind::Gone, .. }))] => {
+                assert!(!attached_before)
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(rig.frame(RequestId(0), FromServer::SnapshotGone), [], "said twice");
+        let (renew, _) = one_sent(&rig.after(LEASE_MS / 5));
+        let forget = vec![Forget { batch: FreeBatchId(3), extents: vec![] }];
+        rig.frame(renew, FromServer::Renewed { forget, all_unique: false, epoch: Epoch(1) });
+        let (_, message) = one_sent(&rig.after(LEASE_MS / 5));
+        assert_eq!(message, ToServer::Renew { forgotten: FreeBatchId(3) });
+        let (release, message) = one_sent(&rig.request(Op::Release, 0, 0));
+        assert_eq!(message, ToServer::Release);
+        assert_eq!(completed(&rig.frame(release, FromServer::Released)), [(1, Ok(()))]);
+    }
+}
+
+#[test]
+fn a_writer_without_a_volume_is_no_session() {
+    let mut rig = Rig::new(writer_config());
+    let out = rig.attach(IdentifyOk { geometry: None, ..identify_ok(1, false, false) });
+    assert!(matches!(out.as_slice(), [Output::Disconnect { .. }]), "{out:?}");
+}
+
+#[test]
 fn a_release_waits_for_what_came_before_syncs_and_is_sent_again() {
     let mut rig = writer(true);
     let write = one_io(&rig.write(1, 1)).0;
