@@ -3,7 +3,6 @@
 //! - [`export`]: the traits in front of which it stands, and the words they use;
 //! - [`core`]: the protocol as pure code: negotiation, requests, replies, errors, limits;
 //! - [`shell`]: sockets and tasks around it;
-//! - [`mod@file`]: a plain raw file as an export, for measurements and tests;
 //! - [`exporter`]: the daemon, with volumes and snapshots as exports.
 //!
 //! What it is not: all but [`exporter`] know nothing of snapshots, terms or the server.
@@ -16,8 +15,6 @@ pub mod core;
 pub mod export;
 #[cfg(feature = "shell")]
 pub mod exporter;
-#[cfg(feature = "shell")]
-pub mod file;
 #[cfg(feature = "shell")]
 pub mod shell;
 

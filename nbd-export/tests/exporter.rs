@@ -6,8 +6,8 @@ mod support;
 
 use cluster::Cluster;
 use csnap_nbd_export::core::wire::{command as cmd, option, option_reply};
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Source};
-use csnap_proto::{ChunkSize, Name, RequestToken, Target};
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
+use csnap_proto::Name;
 use support::client::{Client, go_bytes, option_bytes};
 use support::wait_until;
 
@@ -15,20 +15,6 @@ const MIB: usize = 1 << 20;
 
 fn name(text: &str) -> Name {
     Name::new(text).expect("a name")
-}
-
-fn create(cluster: &Cluster, volume: &str) {
-    cluster.operate(OperatorRequest::VolumeCreate {
-        name: name(volume),
-        size_bytes: 16 * MIB as u64,
-        chunk: ChunkSize::MIN,
-        source: Source::Empty,
-    });
-}
-
-fn snapshot(cluster: &Cluster, target: &str, token: u8) {
-    let target: Target = target.parse().expect("a target");
-    cluster.operate(OperatorRequest::SnapshotCreate { target, token: RequestToken([token; 16]) });
 }
 
 /// Sessions that have `volume` or a snapshot of it open, as the server knows.
@@ -69,13 +55,13 @@ fn volumes_and_snapshots_have_names() {
     let cluster = Cluster::start();
     let (_exporter, socket) = cluster.start_exporter("n1");
     assert_eq!(go(&socket, ""), (option_reply::ERR_UNKNOWN, "there is no volume yet".to_owned()));
-    create(&cluster, "other");
+    cluster.create_volume("other", 16 * MIB as u64);
     assert_eq!(go(&socket, "").0, option_reply::INFO, "the only volume");
-    create(&cluster, "third");
+    cluster.create_volume("third", 16 * MIB as u64);
     let (kind, text) = go(&socket, "");
     assert!(kind == option_reply::ERR_UNKNOWN && text.contains("name one"), "{text}");
-    create(&cluster, "demo");
-    snapshot(&cluster, "demo@a", 1);
+    cluster.create_volume("demo", 16 * MIB as u64);
+    cluster.create_snapshot("demo@a");
     for (export, kind) in [
         ("", option_reply::INFO),
         ("demo@a", option_reply::INFO),
@@ -102,11 +88,11 @@ fn volumes_and_snapshots_have_names() {
 #[test]
 fn a_snapshot_keeps_what_the_head_overwrites() {
     let cluster = Cluster::start();
-    create(&cluster, "demo");
+    cluster.create_volume("demo", 16 * MIB as u64);
     let (_exporter, socket) = cluster.start_exporter("n1");
     let mut head = Client::attach(&socket, "demo", true);
     write(&mut head, 4096, &[1; 3 * MIB]);
-    snapshot(&cluster, "demo@a", 1);
+    cluster.create_snapshot("demo@a");
     let mut frozen = Client::attach(&socket, "demo@a", true);
     assert!(read(&mut frozen, 4096, 3 << 20) == [1; 3 * MIB]);
     write(&mut head, 0, &[2; MIB]);
@@ -127,7 +113,7 @@ fn a_snapshot_keeps_what_the_head_overwrites() {
 #[test]
 fn one_exporter_has_a_volume_until_its_last_connection_ends() {
     let cluster = Cluster::start();
-    create(&cluster, "demo");
+    cluster.create_volume("demo", 16 * MIB as u64);
     let (_one, first) = cluster.start_exporter("n1");
     let (_two, second) = cluster.start_exporter("n2");
     let mut info = Client::connect(&first);
@@ -155,8 +141,8 @@ fn one_exporter_has_a_volume_until_its_last_connection_ends() {
 #[test]
 fn connections_outlive_servers_and_requests_wait() {
     let mut cluster = Cluster::start();
-    create(&cluster, "demo");
-    snapshot(&cluster, "demo@a", 1);
+    cluster.create_volume("demo", 16 * MIB as u64);
+    cluster.create_snapshot("demo@a");
     let (_exporter, socket) = cluster.start_exporter("n1");
     let mut head = Client::attach(&socket, "demo", true);
     let mut frozen = Client::attach(&socket, "demo@a", true);
@@ -178,14 +164,14 @@ fn connections_outlive_servers_and_requests_wait() {
         cluster.start_server();
         assert_eq!(head.reply().expect("an answer").errno, 0);
         assert_eq!(frozen.reply().expect("an answer").bytes(), [0; 4096]);
-        snapshot(&cluster, &format!("demo@s{round}"), round);
+        cluster.create_snapshot(&format!("demo@s{round}"));
     }
 }
 
 #[test]
 fn the_agent_is_told_what_is_attached_and_may_be_replaced() {
     let cluster = Cluster::start();
-    create(&cluster, "demo");
+    cluster.create_volume("demo", 16 * MIB as u64);
     let (_exporter, socket) = cluster.start_exporter("n1");
     let told = |connections: &[u32]| {
         wait_until("the report is right", || {
@@ -196,7 +182,7 @@ fn the_agent_is_told_what_is_attached_and_may_be_replaced() {
     told(&[1]);
     let b = Client::attach(&socket, "demo", true);
     told(&[2]);
-    snapshot(&cluster, "demo@a", 1);
+    cluster.create_snapshot("demo@a");
     write(&mut a, 0, &[1; 4096]);
     let asked = |message: &str| cluster.reports()[0].messages.get(message).copied().unwrap_or(0);
     cluster.ask_for_reports();

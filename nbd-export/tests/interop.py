@@ -58,7 +58,9 @@ def check(h):
     # Effects without data.
     h.zero(1 << 20, 0)
     h.zero(1 << 20, 2 << 20, nbd.CMD_FLAG_NO_HOLE)
-    h.zero(1 << 20, 4 << 20, nbd.CMD_FLAG_FAST_ZERO)
+    # Zeroing may have to copy what a snapshot keeps first, so nobody is promised that it is fast.
+    refused(errno.EINVAL, h.zero, 1 << 20, 4 << 20, nbd.CMD_FLAG_FAST_ZERO)
+    h.zero(1 << 20, 4 << 20)
     h.trim(1 << 20, 6 << 20, nbd.CMD_FLAG_FUA)
     h.cache(SIZE, 0)
     h.flush()

@@ -1,45 +1,54 @@
-//! Real clients against the server in front of a raw file: libnbd (nbdinfo, nbdcopy, its Python binding with all checks
-//! switched off), QEMU (qemu-img, qemu-io), fio, and the legacy client of the `nbd` crate.
+//! Real clients against an exporter with a real server behind it: libnbd (nbdinfo, nbdcopy, its Python binding with all
+//! checks switched off), QEMU (qemu-img, qemu-io), fio, and the legacy client of the `nbd` crate.
 //!
 //! A missing program fails the test with the name of its package; nothing is skipped in silence.
 
+#[path = "support/cluster.rs"]
+mod cluster;
 mod support;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
-use csnap_nbd_export::file::{FileExport, FileExports};
-use support::Server;
+use cluster::{Cluster, Daemon};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
-/// A server in front of `disk` (read-write) and `frozen` (the same file, read-only).
+/// An exporter of the volume `disk`.
 struct Disk {
-    server: Server,
-    file: PathBuf,
-    dir: tempfile::TempDir,
+    socket: PathBuf,
+    _exporter: Daemon,
+    cluster: Cluster,
 }
 
 impl Disk {
     fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("disk.raw");
-        std::fs::File::create(&file).and_then(|file| file.set_len(SIZE)).expect("a sparse file");
-        let open = |read_only| FileExport::open(&file, read_only).expect("opens");
-        let exports = FileExports::new().with("disk", open(false)).with("frozen", open(true));
-        Self { server: Server::start(Arc::new(exports)), file, dir }
+        let cluster = Cluster::start();
+        cluster.create_volume("disk", SIZE);
+        let (exporter, socket) = cluster.start_exporter("n1");
+        Self { socket, _exporter: exporter, cluster }
     }
 
+    /// Of an export, or of all if it has no name.
     fn uri(&self, export: &str) -> String {
-        self.server.uri.replace("///", &format!("///{export}"))
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+
+    /// A snapshot, and its URI.
+    fn snapshot(&self, name: &str) -> String {
+        self.cluster.create_snapshot(&format!("disk@{name}"));
+        self.uri(&format!("disk@{name}"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir().join(name)
+    }
+
+    fn dir(&self) -> &Path {
+        self.cluster.dir.path()
     }
 }
 
@@ -74,12 +83,12 @@ fn assert_equal(a: &Path, b: &Path) {
 #[test]
 fn nbdinfo_sees_what_is_there() {
     let disk = Disk::new();
-    let info = run(disk.dir.path(), "libnbd-bin", "nbdinfo", &["--json", &disk.uri("disk")]);
+    let info = run(disk.dir(), "libnbd-bin", "nbdinfo", &["--json", &disk.uri("disk")]);
     for expected in [
         "\"export-size\": 67108864",
         "\"is_read_only\": false",
         "\"can_multi_conn\": true",
-        "\"can_fast_zero\": true",
+        "\"can_fast_zero\": false",
         "\"can_df\": true",
         "\"base:allocation\"",
         "\"block_size_preferred\": 4096",
@@ -87,9 +96,10 @@ fn nbdinfo_sees_what_is_there() {
     ] {
         assert!(info.contains(expected), "{expected} in {info}");
     }
-    let list = run(disk.dir.path(), "libnbd-bin", "nbdinfo", &["--list", &disk.server.uri]);
-    assert!(list.contains("export=\"disk\"") && list.contains("export=\"frozen\""), "{list}");
-    let read_only = run(disk.dir.path(), "libnbd-bin", "nbdinfo", &["--json", &disk.uri("frozen")]);
+    let frozen = disk.snapshot("frozen");
+    let list = run(disk.dir(), "libnbd-bin", "nbdinfo", &["--list", &disk.uri("")]);
+    assert!(list.contains("export=\"disk\"") && list.contains("export=\"disk@frozen\""), "{list}");
+    let read_only = run(disk.dir(), "libnbd-bin", "nbdinfo", &["--json", &frozen]);
     assert!(read_only.contains("\"is_read_only\": true"), "{read_only}");
 }
 
@@ -99,11 +109,13 @@ fn nbdcopy_brings_an_image_in_and_out() {
     let (image, back) = (disk.path("image"), disk.path("back"));
     write_image(&image);
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    run(disk.dir.path(), "libnbd-bin", "nbdcopy", &["--flush", &text(&image), &disk.uri("disk")]);
-    assert_equal(&image, &disk.file);
-    run(disk.dir.path(), "libnbd-bin", "nbdcopy", &[&disk.uri("frozen"), &text(&back)]);
-    assert_equal(&image, &back);
-    let map = run(disk.dir.path(), "libnbd-bin", "nbdinfo", &["--map", &disk.uri("disk")]);
+    run(disk.dir(), "libnbd-bin", "nbdcopy", &["--flush", &text(&image), &disk.uri("disk")]);
+    let frozen = disk.snapshot("frozen");
+    for uri in [&disk.uri("disk"), &frozen] {
+        run(disk.dir(), "libnbd-bin", "nbdcopy", &[uri, &text(&back)]);
+        assert_equal(&image, &back);
+    }
+    let map = run(disk.dir(), "libnbd-bin", "nbdinfo", &["--map", &disk.uri("disk")]);
     assert!(map.contains("hole,zero") && map.contains("data"), "{map}");
 }
 
@@ -113,7 +125,7 @@ fn qemu_img_converts_compares_and_maps() {
     let image = disk.path("image");
     write_image(&image);
     let (image, uri) = (image.to_str().expect("UTF-8"), disk.uri("disk"));
-    let qemu = |arguments: &[&str]| run(disk.dir.path(), "qemu-utils", "qemu-img", arguments);
+    let qemu = |arguments: &[&str]| run(disk.dir(), "qemu-utils", "qemu-img", arguments);
     qemu(&["convert", "-n", "-W", "-m", "16", "-f", "raw", "-O", "raw", image, &uri]);
     qemu(&["compare", "-f", "raw", "-F", "raw", image, &uri]);
     let map = qemu(&["map", "-f", "raw", "--output=json", &uri]);
@@ -134,7 +146,7 @@ fn qemu_io_writes_zeroes_and_discards() {
         "read -P 0 0 64k",
         "write -z -u 64k 64k",
         "read -P 0 64k 64k",
-        "write -zn 128k 64k",
+        "write -z 128k 64k",
         "discard 2M 1M",
         "read -P 0 2M 1M",
         "read -P 0xaa 3M 1M",
@@ -149,7 +161,7 @@ fn qemu_io_writes_zeroes_and_discards() {
     let mut arguments = vec!["-f", "raw"];
     commands.iter().for_each(|command| arguments.extend(["-c", *command]));
     arguments.push(&uri);
-    let text = run(disk.dir.path(), "qemu-utils", "qemu-io", &arguments);
+    let text = run(disk.dir(), "qemu-utils", "qemu-io", &arguments);
     assert!(!text.contains("failed") && !text.contains("rror"), "{text}");
 }
 
@@ -166,7 +178,7 @@ fn fio_verifies_what_it_wrote() {
         let common =
             ["--name=v", "--ioengine=nbd", &uri, "--size=48M", "--verify=crc32c", "--verify_fatal=1"];
         let arguments = [&common[..], &job, &["--verify_state_save=0", "--verify_backlog=256"]].concat();
-        run(disk.dir.path(), "fio", "fio", &arguments);
+        run(disk.dir(), "fio", "fio", &arguments);
     }
 }
 
@@ -178,10 +190,10 @@ fn libnbd_without_its_own_checks_gets_the_errors_of_the_protocol() {
     let script = script.to_str().expect("UTF-8");
     // The packaged Python: the binding is installed for no other.
     let text = run(
-        disk.dir.path(),
+        disk.dir(),
         "python3-libnbd",
         "/usr/bin/python3",
-        &[script, &disk.uri("disk"), &disk.uri("frozen")],
+        &[script, &disk.uri("disk"), &disk.snapshot("frozen")],
     );
     assert!(text.ends_with("all as it should be\n"), "{text}");
 }
@@ -189,7 +201,7 @@ fn libnbd_without_its_own_checks_gets_the_errors_of_the_protocol() {
 #[test]
 fn a_legacy_client_reads_and_writes() {
     let disk = Disk::new();
-    let mut stream = UnixStream::connect(&disk.server.socket).expect("connects");
+    let mut stream = UnixStream::connect(&disk.socket).expect("connects");
     let export = nbd::client::handshake(&mut stream, b"disk").expect("a handshake by EXPORT_NAME");
     assert_eq!(export.size, SIZE);
     let mut client = nbd::client::NbdClient::new(&mut stream, &export);

@@ -1,6 +1,6 @@
 //! A pool with a real server, and the least of an agent: it anoints whatever server comes, hands out connected sockets to
 //! it, and notes what exporters report.
-#![allow(unreachable_pub, reason = "a module of a test binary")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -17,8 +17,8 @@ use csnap_client::{Operator, ServerSource};
 use csnap_nbd_export::{ExportConfig, run};
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::local::{ClientReport, FromAgent, ToAgent};
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
-use csnap_proto::{Frame, InstanceId, Name, PoolId, RequestId, Term};
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Source};
+use csnap_proto::{ChunkSize, Frame, InstanceId, Name, PoolId, RequestId, RequestToken, Term};
 use csnap_server::shell::ServerConfig;
 use csnap_server::term::{PoolToml, create_pool};
 use csnap_storage::posix::{Backend, PosixOptions, PosixStorage};
@@ -240,6 +240,20 @@ impl Cluster {
             operator.close().await;
             reply
         })
+    }
+
+    /// Creates an empty volume.
+    pub fn create_volume(&self, name: &str, size_bytes: u64) {
+        let (name, chunk) = (Name::new(name).expect("a name"), ChunkSize::MIN);
+        self.operate(OperatorRequest::VolumeCreate { name, size_bytes, chunk, source: Source::Empty });
+    }
+
+    /// Creates the snapshot `target`, as `VOL@SNAP`.
+    pub fn create_snapshot(&self, target: &str) {
+        let target = target.parse().expect("a target");
+        let mut token = [0; 16];
+        getrandom::fill(&mut token).expect("random numbers");
+        self.operate(OperatorRequest::SnapshotCreate { target, token: RequestToken(token) });
     }
 
     /// What the exporter reported last.
