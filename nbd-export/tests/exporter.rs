@@ -6,8 +6,8 @@ mod support;
 
 use cluster::Cluster;
 use csnap_nbd_export::core::wire::{command as cmd, option, option_reply};
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
 use csnap_proto::Name;
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
 use support::client::{Client, go_bytes, option_bytes};
 use support::wait_until;
 
