@@ -16,6 +16,9 @@ use crate::state::{Origin, State};
 use crate::term::checkpoint::Written;
 use crate::term::{Fatal, Journal, Pool, Position};
 
+/// What Linux says of a length beyond what the file system takes.
+const EFBIG: i32 = 27;
+
 /// What came of an output.
 pub struct Done {
     /// For the core.
@@ -207,7 +210,7 @@ impl<S: Storage> Workbench<S> {
         if let Err(error) = made.await {
             // Nobody refers to it; a failure to tidy up leaves an empty file that `csnap check` names.
             let _ = self.storage.unlink(&path).await;
-            return Err(error);
+            return too_large(&error, size_bytes).map_or(Err(error), |refusal| Ok(TaskDone::Failed(refusal)));
         }
         Ok(TaskDone::Done)
     }
@@ -266,6 +269,15 @@ impl<S: Storage> Workbench<S> {
 
 fn bytes_of(extent: StoreExtent) -> u64 {
     u64::from(extent.blocks) * CHUNK_BYTES_MIN
+}
+
+/// A head that the file system has no room for in one file, whatever is free.
+fn too_large(error: &StorageError, size_bytes: u64) -> Option<Refusal> {
+    let is_size = matches!(error, StorageError::Io { errno: EFBIG, .. });
+    let reason = format!(
+        "the pool's file system takes no file of {size_bytes} bytes; choose a smaller size, or a pool on another file system"
+    );
+    is_size.then(|| Refusal::new(RefusalKind::Invalid, reason))
 }
 
 fn refusal(error: &StorageError) -> Refusal {
