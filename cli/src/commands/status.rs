@@ -130,7 +130,7 @@ impl Gathered {
         json!({
             "lockd": lockd,
             "nodes": self.nodes_json(),
-            "server": self.server_json(),
+            "server": self.server_with_times(),
             "pool": pool,
             "volumes": volumes,
             "clients": self.clients.iter().map(client_json).collect::<Vec<_>>(),
@@ -172,6 +172,23 @@ impl Gathered {
             "state": self.server_state(),
             "reason": self.why_vacant(),
         })
+    }
+
+    /// Beside who serves, what only that server knows: how long its last snapshot creates took.
+    fn server_with_times(&self) -> Value {
+        let mut server = self.server_json();
+        server["snapshot_creates"] = self.pool.as_ref().map_or(Value::Null, |pool| {
+            let creates = &pool.creates;
+            json!({
+                "count": creates.count,
+                "recent": creates.recent,
+                "total_p50_us": creates.total_p50_micros,
+                "total_max_us": creates.total_max_micros,
+                "own_p50_us": creates.own_p50_micros,
+                "own_max_us": creates.own_max_micros,
+            })
+        });
+        server
     }
 
     fn server_state(&self) -> &'static str {

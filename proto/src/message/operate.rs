@@ -192,6 +192,25 @@ pub struct ServerStatus {
     pub held_because: Vec<String>,
     /// Volumes, all of them.
     pub volumes: Vec<VolumeInfo>,
+    /// How long snapshot creates took.
+    pub creates: CreateTimes,
+}
+
+/// Snapshot creates of a server's term, timed from taking the request to letting the answer go, microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateTimes {
+    /// How many it made.
+    pub count: u64,
+    /// How many of them, the last ones, the other figures are of; 0: they say nothing.
+    pub recent: u64,
+    /// Median of all of it, the writer's drain included.
+    pub total_p50_micros: u64,
+    /// Longest of those.
+    pub total_max_micros: u64,
+    /// Median of what was the server's own: without the wait for the writer's drain.
+    pub own_p50_micros: u64,
+    /// Longest of those.
+    pub own_max_micros: u64,
 }
 
 /// Answer to an [`OperatorRequest`].

@@ -19,6 +19,7 @@ use csnap_proto::{Name, RequestId, RequestToken, Target, Time, VolumeId};
 
 use super::canary::Canary;
 use super::operate::{Purpose, RequestKey};
+use super::timing::{CreateClock, Timing};
 use super::{ByVolume, ConnId, ServerCore, Task, TaskDone};
 use crate::state::Record;
 
@@ -31,6 +32,8 @@ pub(super) struct Creates {
     /// A sync of these heads failed: nothing is known of what was written to them since the last good one, and a second
     /// sync would not tell. A writer that drains vouches for its own.
     failed_syncs: BTreeSet<VolumeId>,
+    /// How long they took.
+    pub(super) timing: Timing,
 }
 
 #[derive(Debug)]
@@ -39,6 +42,7 @@ struct Create {
     name: Name,
     requester: RequestKey,
     phase: Phase,
+    clock: CreateClock,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +102,8 @@ impl ServerCore {
             let refusal = Refusal::new(RefusalKind::Busy, format!("{target} is being created already"));
             return self.answer(requester, Err(refusal));
         }
-        queue.push_back(Create { token, name, requester, phase: Phase::Queued });
+        let clock = CreateClock::start(self.now);
+        queue.push_back(Create { token, name, requester, phase: Phase::Queued, clock });
         if queue.len() == 1 {
             self.begin_create(volume);
         }
@@ -128,8 +133,13 @@ impl ServerCore {
                 Phase::Syncing
             }
         };
+        let now = self.now;
         if let Some(create) = self.creates.active(volume) {
             create.phase = phase;
+            match phase {
+                Phase::Draining { .. } => create.clock.advise(now),
+                Phase::Syncing | Phase::Queued => create.clock.writer_left(),
+            }
         }
     }
 
@@ -153,8 +163,10 @@ impl ServerCore {
         let patience = self.now.after(self.config.drain_patience);
         let by = if let Phase::Draining { by, .. } = phase { by } else { patience };
         let asked = Some((conn, self.advise(conn, token)));
+        let now = self.now;
         if let Some(create) = self.creates.active(volume) {
             create.phase = Phase::Draining { by, asked };
+            create.clock.advise(now);
         }
     }
 
@@ -210,6 +222,7 @@ impl ServerCore {
             self.resume(volume, drained, create.token);
             let info = self.snapshot_info(volume, epoch);
             self.answer(create.requester, Ok(OperatorReply::Snapshot(info)));
+            self.creates.timing.record(create.clock, self.now, self.pipeline.mark());
         }
         self.begin_create(volume);
     }

@@ -23,6 +23,7 @@ mod operate;
 mod read;
 mod session;
 mod show;
+mod timing;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -381,7 +382,10 @@ impl ServerCore {
             Input::Closed { conn } => self.on_closed(conn),
             Input::Frame { conn, frame } => self.on_frame(conn, frame, out),
             Input::Appended { batch } => self.pipeline.appended(batch, out),
-            Input::Gate { batch, open: true } => self.pipeline.gate_open(batch, out),
+            Input::Gate { batch, open: true } => {
+                self.pipeline.gate_open(batch, out);
+                self.creates.timing.settle(batch, now);
+            }
             Input::Gate { open: false, .. } => self.exit(Exit::Deposed, out),
             Input::CopiedOut { copy, result } => self.on_copied_out(copy, result),
             Input::ArenaGrown { extent, grown } => self.on_arena_grown(extent, grown),

@@ -139,6 +139,7 @@ impl ServerCore {
             held_bytes: held.bytes,
             held_because: held.because,
             volumes: self.volume_infos(),
+            creates: self.creates.timing.shown(),
         }
     }
 }
