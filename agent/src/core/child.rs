@@ -145,7 +145,7 @@ impl Child {
     /// The child speaks for the first time. False: it is not our child.
     pub(super) fn on_hello(&mut self, conn: ConnId, process: Process, tcp: String) -> bool {
         match &mut self.state {
-            State::Up(up) if up.process.pid == process.pid && up.said_hello.is_none() => {
+            State::Up(up) if up.process == process && up.said_hello.is_none() => {
                 up.said_hello = Some((conn, tcp));
                 true
             }
@@ -186,15 +186,16 @@ impl Child {
         }
     }
 
-    /// It was reaped. Returns its term, if it had one.
-    pub(super) fn on_exit(&mut self, now: Time, pid: u32) -> Option<Term> {
+    /// A process was reaped. Returns its term, if it was the child and had one.
+    pub(super) fn on_exit(&mut self, now: Time, ended: Process) -> Option<Term> {
         let (process, term, healthy) = match &self.state {
             State::Up(up) => (up.process, up.duty.term(), now.since(up.since) >= HEALTHY_AFTER),
             State::Dying { process, term } => (*process, *term, true),
             State::Stopped { last: Some((process, term)) } => (*process, *term, true),
             _ => return None,
         };
-        if process.pid != pid {
+        // Its number alone may be another's by now.
+        if process != ended {
             return None;
         }
         if let State::Stopped { last } = &mut self.state {

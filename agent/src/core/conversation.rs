@@ -64,6 +64,8 @@ impl AgentCore {
         let Some(peer) = self.peers.get(&conn) else { return };
         match (peer.role, message) {
             (Role::Guest, ToAgent::ServerHello { tcp }) => self.on_server_hello(conn, tcp, out),
+            // Last words of an earlier child.
+            (Role::Server, _) if self.child.conn() != Some(conn) => {}
             (Role::Server, ToAgent::ServerStandby { ready }) => self.child.on_standby(ready),
             (Role::Server, ToAgent::ServerServing { term }) => self.child.on_serving(term),
             (Role::Server, ToAgent::ServerDrained) => self.child.on_drained(),

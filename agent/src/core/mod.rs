@@ -268,7 +268,7 @@ impl AgentCore {
     }
 
     fn on_ended(&mut self, now: Time, process: Process, out: &mut Vec<Output>) {
-        if let Some(term) = self.child.on_exit(now, process.pid) {
+        if let Some(term) = self.child.on_exit(now, process) {
             self.reaping.add(Dead::Server { term });
         }
         if let Some(run) = self.exporter.on_exit(now, process, out) {

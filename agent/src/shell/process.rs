@@ -25,17 +25,30 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// When a process started, clock ticks since boot. None if it is gone, or if the kernel does not say.
 pub(super) fn start_of(pid: u32) -> Option<u64> {
-    look(pid).ok().flatten()
+    look(pid).ok().flatten().filter(|looked| !looked.ended).map(|looked| looked.started)
+}
+
+/// The same of a child that was not reaped yet, ended or not.
+fn start_of_child(pid: u32) -> Option<u64> {
+    look(pid).ok().flatten().map(|looked| looked.started)
 }
 
 /// Whether exactly this process may still run: what cannot be looked at is not gone.
 pub(super) fn is_alive(process: Process) -> bool {
-    look(process.pid).map_or(true, |started| started == Some(process.started))
+    let it = |looked: Looked| looked.started == process.started && !looked.ended;
+    look(process.pid).map_or(true, |looked| looked.is_some_and(it))
 }
 
-fn look(pid: u32) -> io::Result<Option<u64>> {
+/// What the kernel says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Looked {
+    started: u64,
+    ended: bool,
+}
+
+fn look(pid: u32) -> io::Result<Option<Looked>> {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => Ok(start_in(&stat)),
+        Ok(stat) => Ok(looked_in(&stat)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // It ended between opening and reading.
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
@@ -43,15 +56,15 @@ fn look(pid: u32) -> io::Result<Option<u64>> {
     }
 }
 
-/// Field 22 of a `stat`, unless the process is gone. One whose first thread has ended shows as a zombie although
-/// others may still be in a system call, with I/O on its way: it is gone when no other thread (field 20) is left.
-fn start_in(stat: &str) -> Option<u64> {
+/// The start is field 22 of a `stat`. A process whose first thread has ended shows as a zombie although others may still
+/// be in a system call, with I/O on its way: it has ended when no other thread (field 20) is left.
+fn looked_in(stat: &str) -> Option<Looked> {
     // The second field is the program's name in parentheses, and may itself hold anything.
     let after_name = stat.rsplit_once(')')?.1;
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
     let (state, threads, started) = (*fields.first()?, *fields.get(17)?, *fields.get(19)?);
     let ended = matches!(state, "Z" | "X") && threads.parse::<u32>().is_ok_and(|threads| threads <= 1);
-    if ended { None } else { started.parse().ok() }
+    Some(Looked { started: started.parse().ok()?, ended })
 }
 
 /// A descriptor of exactly this process, if it still runs.
@@ -82,7 +95,7 @@ impl Children {
             .map_err(|error| format!("{}: {error}", name.display()))?;
         let pid = child.id().ok_or("it ended at once")?;
         // Not reaped yet, so the number is still its own, also if it has ended.
-        let process = Process { pid, started: start_of(pid).unwrap_or(0) };
+        let process = Process { pid, started: start_of_child(pid).unwrap_or(0) };
         self.waited.lock().unwrap_or_else(PoisonError::into_inner).insert(process);
         let (events, waited) = (self.events.clone(), self.waited.clone());
         tokio::spawn(async move {
@@ -161,10 +174,21 @@ mod tests {
             ("csnap", "X", 0, true),
             ("a) Z 1 (b", "R", 1, false),
         ] {
-            let expected = if gone { None } else { Some(4242) };
-            assert_eq!(start_in(&stat(name, state, threads)), expected, "{name} {state} {threads}");
+            let expected = Some(Looked { started: 4242, ended: gone });
+            assert_eq!(looked_in(&stat(name, state, threads)), expected, "{name} {state} {threads}");
         }
-        assert_eq!((start_in(""), start_in("7 (csnap) S 1")), (None, None));
+        assert_eq!((looked_in(""), looked_in("7 (csnap) S 1")), (None, None));
+    }
+
+    #[test]
+    fn a_child_that_ended_at_once_is_still_told_from_others() {
+        let mut child = std::process::Command::new("true").spawn().expect("starts");
+        while start_of(child.id()).is_some() {
+            std::thread::yield_now();
+        }
+        assert_ne!(start_of_child(child.id()), None, "it was not reaped");
+        child.wait().expect("our child");
+        assert_eq!(start_of(child.id()), None);
     }
 
     #[test]

@@ -177,6 +177,33 @@ fn a_dead_server_is_declared_to_its_successor() {
 }
 
 #[test]
+fn the_late_end_of_a_process_says_nothing_of_a_later_one_with_its_number() {
+    let mut world = alone();
+    let server = world.nodes[0].child.as_ref().expect("it serves").process;
+    let term = world.term();
+    world.step(0, Input::Ended(Process { started: server.started + 1, ..server }));
+    world.run(Duration::from_secs(1));
+    assert_eq!((world.server(), world.term()), (0, term));
+    assert_eq!(world.nodes[0].child.as_ref().map(|child| child.process), Some(server));
+    assert_eq!(world.nodes[0].declared, []);
+}
+
+#[test]
+fn what_an_earlier_child_said_last_is_not_taken_for_the_present_one() {
+    let mut world = alone();
+    let server = world.nodes[0].child.as_ref().expect("it serves").process;
+    let (before, term) = (world.server_conn(0), world.term());
+    // It is reaped before its last words are read.
+    world.nodes[0].child = None;
+    world.step(0, Input::Ended(server));
+    world.run_until(STARTED, "the next child's hello", |world| world.server_conn(0) > before);
+    let message = ToAgent::ServerStandby { ready: true };
+    world.step(0, Input::Received { conn: before, id: RequestId(0), message });
+    world.run(Duration::from_millis(1));
+    assert_eq!(world.term(), term, "it has not said itself that it is ready");
+}
+
+#[test]
 fn an_exporter_that_is_told_to_stop_stays_stopped() {
     let mut world = alone();
     let conn = world.ask(0, ToAgent::StopExporter);

@@ -138,6 +138,11 @@ impl World {
         self.agent(n, LOCAL, Input::Ended(process));
     }
 
+    /// The connection on which the child of `n` said hello, or will.
+    pub(super) fn server_conn(&self, n: usize) -> ConnId {
+        self.nodes[n].child.as_ref().map_or(ConnId(0), |child| child.conn)
+    }
+
     pub(super) fn kill_server(&mut self, n: usize) {
         if let Some(process) = self.nodes[n].child.as_ref().map(|child| child.process) {
             self.end(n, process);
