@@ -243,6 +243,12 @@ impl LockClient {
         Some(ticket)
     }
 
+    /// Whether [`Self::operate`] would take another operation now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.pending.has_room()
+    }
+
     /// Whether the session is to be kept alive. While false nothing is renewed, and lockd expires the session in time.
     pub fn set_renewing(&mut self, now: Time, renewing: bool, out: &mut Vec<ClientOutput>) {
         if renewing && !self.renewing {
@@ -253,9 +259,10 @@ impl LockClient {
     }
 
     /// After [`ClientEvent::SessionLost`] or [`ClientEvent::Closed`]: another session. Operations of the old one are
-    /// dropped unanswered; attempts are counted on.
+    /// dropped unanswered; attempts are counted on. It begins at once, unless lockd would not have the old one either.
     pub fn restart(&mut self, now: Time, identity: Identity, info: Vec<u8>, out: &mut Vec<ClientOutput>) {
         assert!(identity != self.identity, "a session that is over does not come back");
+        let wait = if self.known { Duration::ZERO } else { self.next_backoff() };
         self.identity = identity;
         self.set_info(info);
         (self.known, self.closing, self.warned) = (false, false, false);
@@ -263,7 +270,7 @@ impl LockClient {
         self.pending.restart();
         (self.renewal, self.confirmed_at) = (None, None);
         self.drop_link(out);
-        self.link = Link::Down { retry_at: now };
+        self.link = Link::Down { retry_at: now.after(wait) };
         self.on_time(now, out);
     }
 
@@ -376,11 +383,17 @@ impl LockClient {
         }
         let was_open = self.link == Link::Open;
         self.renewal = None;
-        self.link = Link::Down { retry_at: now.after(Duration::from_millis(self.backoff_ms)) };
-        self.backoff_ms = (self.backoff_ms * 2).clamp(RECONNECT_MS_MIN, RECONNECT_MS_MAX);
+        self.link = Link::Down { retry_at: now.after(self.next_backoff()) };
         if was_open {
             out.push(ClientOutput::Event(ClientEvent::Disconnected));
         }
+    }
+
+    /// The wait before the next attempt; each is longer than the last, until a renewal is confirmed.
+    fn next_backoff(&mut self) -> Duration {
+        let wait = Duration::from_millis(self.backoff_ms);
+        self.backoff_ms = (self.backoff_ms * 2).clamp(RECONNECT_MS_MIN, RECONNECT_MS_MAX);
+        wait
     }
 
     fn on_frame(&mut self, now: Time, frame: Frame<FromLockd>, out: &mut Vec<ClientOutput>) {

@@ -33,13 +33,17 @@ pub(super) struct Pending {
 impl Pending {
     /// Takes an operation in; `None` when too many wait.
     pub(super) fn push(&mut self, op: LockOp) -> Option<Ticket> {
-        if self.ops.len() >= PENDING_MAX {
+        if !self.has_room() {
             return None;
         }
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.ops.push_back(Operation { ticket, sequence: None, op });
         Some(ticket)
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.ops.len() < PENDING_MAX
     }
 
     /// A new session: what is asked from now on is numbered from its start.

@@ -1,7 +1,7 @@
 //! What an honest client can rely on.
 
 use csnap_proto::message::lock::{LockEvent, LockReply, UnlockValue};
-use csnap_proto::{LockId, Term};
+use csnap_proto::{LockId, RequestId, Term};
 
 use super::*;
 
@@ -153,6 +153,34 @@ fn a_lost_session_can_be_followed_by_another() {
     assert!(matches!(events[0], ClientEvent::Opened { resumed: false, .. }), "{events:?}");
     assert!(is_granted(&events));
     assert!(matches!(&events[1], ClientEvent::Answer { ticket, .. } if *ticket == lock));
+}
+
+#[test]
+fn a_client_that_lockd_refuses_to_know_asks_now_and_then() {
+    let (mut now, mut asked) = (Time(0), 0u8);
+    let mut client = LockClient::new(config(), identity(0), Vec::new());
+    let mut out = Vec::new();
+    while now < Time(1_000_000) {
+        if out.is_empty() {
+            now = now.max(client.next_deadline().expect("it goes on trying"));
+            client.step(now, ClientInput::Tick, &mut out);
+        }
+        if let Some(ClientOutput::Connect { attempt }) = out.pop() {
+            asked += 1;
+            client.step(now, ClientInput::Connected { attempt }, &mut out);
+            let refused = Frame { id: RequestId(1), term: Term(0), message: refused("full") };
+            client.step(now, ClientInput::Received { attempt, frame: refused }, &mut out);
+            assert!(client.is_over());
+            client.restart(now, identity(asked), Vec::new(), &mut out);
+            out.retain(|output| matches!(output, ClientOutput::Connect { .. }));
+        }
+        assert!(asked < 20, "it spins");
+    }
+    assert!(asked > 3, "{asked}");
+}
+
+fn refused(reason: &str) -> FromLockd {
+    FromLockd::Refused { reason: reason.to_owned() }
 }
 
 #[test]
