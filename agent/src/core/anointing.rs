@@ -17,6 +17,8 @@ use csnap_proto::message::local::{ServerAddress, ServerState};
 use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView, Mode, UnlockValue, ValueBlock};
 use csnap_proto::{LockId, Name, Term, Time};
 
+use super::lock::Look;
+
 /// The lock whose holder's server serves; its value block is a [`ServerAddress`] in postcard.
 pub const SERVER_LOCK: &str = "csnap/server";
 
@@ -80,8 +82,10 @@ pub(super) struct Anointed {
 #[derive(Debug)]
 pub(super) struct Anointing {
     stand: Stand,
-    /// The first look's answer is there: what follows is true.
-    looked: bool,
+    /// At the value block and the vacancy.
+    look: Look,
+    /// Held from an earlier life of the agent, to be given back.
+    leftovers: Vec<LockId>,
     value: ValueBlock,
     vacant_since: Option<Time>,
     not_before: Time,
@@ -91,7 +95,8 @@ impl Anointing {
     pub(super) fn new() -> Self {
         Self {
             stand: Stand::Away,
-            looked: false,
+            look: Look::Idle,
+            leftovers: Vec::new(),
             value: ValueBlock::default(),
             vacant_since: None,
             not_before: Time(0),
@@ -100,19 +105,19 @@ impl Anointing {
 
     /// A session is open that holds nothing of ours. What it holds from an earlier life of the agent goes: the server
     /// that it stood for died with that agent.
-    pub(super) fn begin(&mut self, leftovers: &[LockView]) -> Vec<LockOp> {
-        *self = Self { stand: Stand::Looking { asked: false }, ..Self::new() };
+    pub(super) fn begin(&mut self, leftovers: &[LockView]) {
         let ours = leftovers.iter().filter(|lock| lock.resource == SERVER_LOCK);
-        let mut ops: Vec<_> =
-            ours.map(|lock| LockOp::Unlock { lock: lock.lock, value: UnlockValue::Invalidate }).collect();
-        ops.push(self.look());
-        ops
+        *self = Self {
+            stand: Stand::Looking { asked: false },
+            look: Look::Due,
+            leftovers: ours.map(|lock| lock.lock).collect(),
+            ..Self::new()
+        };
     }
 
-    /// Sets the watch, or looks anew at what it watches.
-    pub(super) fn look(&mut self) -> LockOp {
-        self.looked = false;
-        LockOp::Watch { resource: SERVER_LOCK.to_owned() }
+    /// News was lost.
+    pub(super) fn look_again(&mut self) {
+        self.look.again();
     }
 
     /// The session is gone, and the lock with it.
@@ -134,8 +139,13 @@ impl Anointing {
     ) -> Option<Anointed> {
         match (op, reply) {
             (LockOp::Watch { .. }, LockReply::Value { value, vacant }) => {
-                self.looked = true;
+                self.look = Look::Done;
                 self.on_value(now, value, vacant);
+                None
+            }
+            (LockOp::Watch { .. }, _) => {
+                self.look = Look::Due;
+                self.not_before = now.after(REFUSED_WAIT);
                 None
             }
             (LockOp::Lock { .. } | LockOp::Convert { .. }, LockReply::Granted { lock, value }) => {
@@ -144,6 +154,13 @@ impl Anointing {
             (LockOp::Convert { .. }, _) => {
                 if let Stand::Trying { lock } = self.stand {
                     self.stand = Stand::Reader { lock };
+                    self.not_before = now.after(REFUSED_WAIT);
+                }
+                None
+            }
+            (LockOp::Lock { .. }, _) => {
+                if let Stand::Looking { asked } = &mut self.stand {
+                    *asked = false;
                     self.not_before = now.after(REFUSED_WAIT);
                 }
                 None
@@ -198,8 +215,14 @@ impl Anointing {
 
     /// The next lock operation that the situation asks for; call again until there is none.
     pub(super) fn pursue(&mut self, now: Time, situation: &Situation<'_>) -> Option<LockOp> {
+        if let Some(lock) = self.leftovers.pop() {
+            return Some(LockOp::Unlock { lock, value: UnlockValue::Invalidate });
+        }
+        if self.not_before <= now && self.look.take_on() {
+            return Some(LockOp::Watch { resource: SERVER_LOCK.to_owned() });
+        }
         match &mut self.stand {
-            Stand::Looking { asked: asked @ false } => {
+            Stand::Looking { asked: asked @ false } if self.not_before <= now => {
                 *asked = true;
                 let resource = SERVER_LOCK.to_owned();
                 Some(LockOp::Lock { resource, mode: Mode::Cr, no_queue: false })
@@ -225,7 +248,7 @@ impl Anointing {
 
     /// When it is our turn to try, if the lock is vacant and we may.
     fn turn(&self, situation: &Situation<'_>) -> Option<Time> {
-        let since = self.vacant_since.filter(|_| self.looked)?;
+        let since = self.vacant_since.filter(|_| self.has_looked())?;
         let place = situation.place?;
         let steps = match self.handover() {
             Some(next) if next == *situation.node => 0,
@@ -237,7 +260,12 @@ impl Anointing {
 
     /// When [`Self::pursue`] has something to do because time passed.
     pub(super) fn next_deadline(&self, situation: &Situation<'_>) -> Option<Time> {
-        matches!(self.stand, Stand::Reader { .. }).then(|| self.turn(situation)).flatten()
+        match self.stand {
+            _ if self.look == Look::Due => Some(self.not_before),
+            Stand::Looking { asked: false } => Some(self.not_before),
+            Stand::Reader { .. } => self.turn(situation),
+            _ => None,
+        }
     }
 
     /// Whose turn it is first, if the last holder said so.
@@ -248,12 +276,12 @@ impl Anointing {
 
     /// What the holder published, while there is one.
     pub(super) fn published(&self) -> Option<ServerAddress> {
-        if !self.looked || self.vacant_since.is_some() { None } else { decode(&self.value) }
+        if !self.has_looked() || self.vacant_since.is_some() { None } else { decode(&self.value) }
     }
 
     /// Whether lockd told what is so; before, nothing is known of the lock.
     pub(super) fn has_looked(&self) -> bool {
-        self.looked
+        self.look == Look::Done
     }
 
     pub(super) fn is_vacant(&self) -> bool {
@@ -315,4 +343,35 @@ fn encode(address: &ServerAddress) -> Vec<u8> {
 
 fn decode(value: &ValueBlock) -> Option<ServerAddress> {
     if value.valid { postcard::from_bytes(&value.bytes).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_asked_for_again_a_while_later() {
+        let me = Name::new("n1").expect("a name");
+        let situation = Situation {
+            node: &me,
+            place: None,
+            place_step: REFUSED_WAIT,
+            child: None,
+            tcp: "",
+            drained: false,
+        };
+        let mut anointing = Anointing::new();
+        anointing.begin(&[]);
+        let watch = anointing.pursue(Time(0), &situation).expect("a look");
+        let lock = anointing.pursue(Time(0), &situation).expect("a lock");
+        assert_eq!(anointing.pursue(Time(0), &situation), None);
+        for op in [&watch, &lock] {
+            let full = LockReply::Invalid("full".to_owned());
+            assert_eq!(anointing.on_answer(Time(0), &me, op, full), None);
+        }
+        assert_eq!(anointing.pursue(Time(0), &situation), None, "it does not spin");
+        let again = anointing.next_deadline(&situation).expect("it tries again");
+        assert_eq!(anointing.pursue(again, &situation), Some(watch));
+        assert_eq!(anointing.pursue(again, &situation), Some(lock));
+    }
 }

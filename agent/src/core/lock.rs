@@ -4,10 +4,43 @@ use csnap_lockd::client::{ClientEvent, ClientOutput, Identity, LockClient};
 use csnap_proto::Time;
 use csnap_proto::limits::MEMBER_INFO_BYTES_MAX;
 use csnap_proto::message::local::{LockdInfo, NodeInfo};
-use csnap_proto::message::lock::{LockEvent, LockOp, LockReply};
+use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView};
 
 use super::anointing::Anointed;
 use super::{AgentCore, Output};
+
+/// How far a look at something that lockd keeps is. An event says when a look is out of date; one that is asked for and
+/// not answered yet never is, for its answer comes after every event before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Look {
+    /// No session to look in.
+    #[default]
+    Idle,
+    /// To be asked for.
+    Due,
+    /// Asked for.
+    Asked,
+    /// Answered: what events told since then is all there is.
+    Done,
+}
+
+impl Look {
+    /// News was lost: what was seen may not be so any more.
+    pub(super) fn again(&mut self) {
+        if *self == Self::Done {
+            *self = Self::Due;
+        }
+    }
+
+    /// True once for each time that it is due.
+    pub(super) fn take_on(&mut self) -> bool {
+        let due = *self == Self::Due;
+        if due {
+            *self = Self::Asked;
+        }
+        due
+    }
+}
 
 impl AgentCore {
     /// Lets the client act, and takes in what it tells.
@@ -27,13 +60,14 @@ impl AgentCore {
         }
     }
 
-    /// Asks for a lock operation. More than lockd's client takes are never outstanding: one at a time per purpose.
+    /// Asks for a lock operation. Callers see first that lockd's client has room; what finds none stays due, and is asked
+    /// for when answers have made some. So whatever lockd does or leaves undone, what waits for it is bounded.
     pub(super) fn operate(&mut self, now: Time, op: LockOp, out: &mut Vec<Output>) {
         self.feed_client(
             now,
             |client, out| {
                 let ticket = client.operate(now, op, out);
-                assert!(ticket.is_some(), "an agent has a handful of operations outstanding");
+                assert!(ticket.is_some(), "the caller saw that there is room");
             },
             out,
         );
@@ -44,7 +78,7 @@ impl AgentCore {
             ClientEvent::Opened { locks, resumed, .. } => {
                 out.push(Output::Note(format!("lockd answers (resumed: {resumed})")));
                 if self.anointing.is_away() && self.stopping.is_none() {
-                    self.begin(now, &locks, out);
+                    self.begin(&locks);
                 }
                 let ask = csnap_lockd::client::ClientInput::Status;
                 self.feed_client(now, |client, out| client.step(now, ask, out), out);
@@ -65,13 +99,10 @@ impl AgentCore {
         }
     }
 
-    fn begin(&mut self, now: Time, locks: &[csnap_proto::message::lock::LockView], out: &mut Vec<Output>) {
-        self.members.forget();
-        self.published = None;
-        for op in self.anointing.begin(locks) {
-            self.operate(now, op, out);
-        }
-        self.operate(now, LockOp::WatchMembers, out);
+    fn begin(&mut self, locks: &[LockView]) {
+        self.members.begin();
+        (self.published, self.publishing) = (None, false);
+        self.anointing.begin(locks);
     }
 
     /// Everything that the session held is gone, and someone else may have it: our server must not go on under it.
@@ -100,6 +131,7 @@ impl AgentCore {
             (LockOp::WatchMembers, LockReply::Members(members)) => {
                 self.members.reset(now, &self.config.node, members);
             }
+            (LockOp::SetInfo { .. }, _) => self.publishing = false,
             (op, LockReply::Invalid(why)) => {
                 // Only a lockd that we do not understand says so; starting over is the one thing left.
                 out.push(Output::Note(format!("lockd refuses {op:?}: {why}")));
@@ -118,9 +150,8 @@ impl AgentCore {
             LockEvent::MemberUp(member) => self.members.up(now, &self.config.node, member),
             LockEvent::MemberDown { session, .. } => self.members.down(session),
             LockEvent::Overrun => {
-                let look = self.anointing.look();
-                self.operate(now, look, out);
-                self.operate(now, LockOp::WatchMembers, out);
+                self.anointing.look_again();
+                self.members.look.again();
             }
             event => {
                 let anointed = self.anointing.on_event(now, &self.config.node, event);
@@ -154,12 +185,21 @@ impl AgentCore {
         }
     }
 
+    /// Lists the members, if that is due.
+    pub(super) fn list_members(&mut self, now: Time, out: &mut Vec<Output>) {
+        if self.client.has_room() && self.members.look.take_on() {
+            self.operate(now, LockOp::WatchMembers, out);
+        }
+    }
+
+    /// Tells what changed of this node, one description at a time: while lockd is away only the last one waits.
     pub(super) fn publish_node(&mut self, now: Time, out: &mut Vec<Output>) {
         let mut info = self.node_info();
-        if self.anointing.is_away() || self.published.as_ref() == Some(&info) {
+        let may = !self.anointing.is_away() && !self.publishing && self.client.has_room();
+        if !may || self.published.as_ref() == Some(&info) {
             return;
         }
-        self.published = Some(info.clone());
+        (self.published, self.publishing) = (Some(info.clone()), true);
         let info = encode(&mut info);
         self.operate(now, LockOp::SetInfo { info }, out);
     }

@@ -6,6 +6,8 @@ use csnap_proto::message::local::{NodeInfo, NodeStatus, Wish};
 use csnap_proto::message::lock::Member;
 use csnap_proto::{Name, SessionId, Time};
 
+use super::lock::Look;
+
 /// Another node.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -20,6 +22,8 @@ pub(super) struct Peer {
 pub(super) struct Members {
     /// Lockd told who is there; before, nobody's absence means anything.
     pub(super) known: bool,
+    /// At the list.
+    pub(super) look: Look,
     peers: BTreeMap<SessionId, Peer>,
     /// Nodes that are better than ours, and do not get the server back for that alone: an operator chose us. It ends
     /// for a node when its session ends (it comes back as a new one) or its priority changes.
@@ -31,6 +35,11 @@ impl Members {
         *self = Self::default();
     }
 
+    /// A session is open; nothing of an earlier one counts.
+    pub(super) fn begin(&mut self) {
+        *self = Self { look: Look::Due, ..Self::default() };
+    }
+
     /// Who is there now, ours (`me`) left out: an earlier session of this very node says nothing about today.
     pub(super) fn reset(&mut self, now: Time, me: &Name, members: Vec<Member>) {
         let listed: BTreeSet<_> = members.iter().map(|member| member.session).collect();
@@ -39,6 +48,7 @@ impl Members {
             self.up(now, me, member);
         }
         self.known = true;
+        self.look = Look::Done;
     }
 
     /// One came or changed. A description that does not decode is another version's: it does not take part.

@@ -78,6 +78,8 @@ pub struct AgentCore {
     lockd: Option<LockdInfo>,
     /// What the others know of us, as far as it was handed to the client.
     published: Option<NodeInfo>,
+    /// It is not answered yet.
+    publishing: bool,
     /// Who waits for a status, and until when a report of the exporter is waited for.
     statuses: Vec<(ConnId, RequestId)>,
     statuses_until: Time,
@@ -121,7 +123,7 @@ impl AgentCore {
             self.client.next_deadline(),
             self.child.next_deadline(timing),
             self.exporter.next_deadline().filter(|_| self.stopping.is_none()),
-            self.anointing.next_deadline(&self.situation()),
+            self.anointing.next_deadline(&self.situation()).filter(|_| self.client.has_room()),
             self.seekers.next_deadline(self.known.as_ref()),
             self.wishes.next_deadline(),
             self.reaping.next_deadline(self.known.as_ref()),
@@ -148,6 +150,7 @@ impl AgentCore {
         self.feed_client(now, |client, out| client.step(now, ClientInput::Tick, out), out);
         self.plan_moves(now, out);
         self.pursue_lock(now, out);
+        self.list_members(now, out);
         self.publish_node(now, out);
         self.learn_server(out);
         self.seekers.tick(now, self.known.as_ref(), out);
@@ -162,7 +165,7 @@ impl AgentCore {
     /// session is never renewed for a child that does not answer; renewing on is what notices a connection that swallows
     /// the release.
     fn pursue_lock(&mut self, now: Time, out: &mut Vec<Output>) {
-        loop {
+        while self.client.has_room() {
             let mut anointing = std::mem::replace(&mut self.anointing, Anointing::new());
             let op = anointing.pursue(now, &self.situation());
             self.anointing = anointing;

@@ -98,6 +98,7 @@ impl AgentCore {
             told: Term(0),
             lockd: None,
             published: None,
+            publishing: false,
             statuses: Vec::new(),
             statuses_until: Time(0),
             saved,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use csnap_proto::message::local::{FromAgent, ToAgent};
-use csnap_proto::{InstanceId, RequestId, Term};
+use csnap_proto::message::local::{FromAgent, NodeInfo, ToAgent};
+use csnap_proto::message::lock::LockEvent;
+use csnap_proto::{EventNumber, InstanceId, RequestId, Term};
 
 use super::super::{Dead, Failback, Input, Process};
 use super::world::World;
@@ -223,6 +224,35 @@ fn a_status_is_answered_within_a_hundred_milliseconds_whatever_is_missing() {
         world.run(Duration::from_millis(100));
         assert!(matches!(world.answers(0, conn)[..], [FromAgent::Status(_)]));
     }
+}
+
+#[test]
+fn what_lockd_is_to_know_does_not_add_up_while_it_is_away() {
+    let mut world = alone();
+    world.kill_lockd();
+    world.run(FAST);
+    let node = world.nodes[0].name.clone();
+    for priority in 1..=2_000 {
+        let conn = world.ask(0, ToAgent::SetPriority { node: node.clone(), priority });
+        assert_eq!(world.answers(0, conn), [&FromAgent::Done]);
+    }
+    world.start_lockd();
+    world.run(STARTED);
+    let members = world.lockd.as_ref().expect("runs").table().members();
+    let info: NodeInfo = postcard::from_bytes(&members[0].info).expect("a description");
+    assert_eq!(info.priority, 2_000);
+}
+
+#[test]
+fn a_lockd_that_says_again_and_again_that_news_was_lost_is_asked_once() {
+    let mut world = alone();
+    let term = world.term();
+    for number in 0..3_000 {
+        world.hear_event(0, EventNumber(1_000_000 + number), LockEvent::Overrun);
+    }
+    world.run(STARTED);
+    assert_eq!((world.server(), world.term()), (0, term));
+    assert!(world.asked_of_lockd < 20, "{}", world.asked_of_lockd);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
 use csnap_lockd::core::table::{Command, Table};
 use csnap_lockd::core::{ConnectionId, Input as LockdInput, Lockd, Output as LockdOutput};
 use csnap_proto::message::local::FromAgent;
-use csnap_proto::message::lock::{FromLockd, ToLockd};
-use csnap_proto::{Frame, Name, RequestId, Secret, SessionId, Term, Time};
+use csnap_proto::message::lock::{FromLockd, LockEvent, ToLockd};
+use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
 
 use super::super::{AgentCore, ConnId, CoreConfig, Dead, Failback, Input, Process, SavedState, Timing};
 use super::played::{ChildStep, PlayedServer};
@@ -59,6 +59,8 @@ pub(super) struct World {
     pub(super) lockd: Option<Lockd>,
     log: Vec<Bytes>,
     last_connection: u64,
+    /// Lock operations that agents sent.
+    pub(super) asked_of_lockd: u32,
     pub(super) last_pid: u32,
     pub(super) nodes: Vec<Node>,
     /// Every term that a server was told to serve under, in order.
@@ -76,6 +78,7 @@ impl World {
             lockd: Some(lockd),
             log: Vec::new(),
             last_connection: 0,
+            asked_of_lockd: 0,
             last_pid: 100,
             nodes: Vec::new(),
             anointed: Vec::new(),
@@ -196,11 +199,19 @@ impl World {
                 let open = self.nodes[n].connection.filter(|(current, _)| *current == attempt);
                 if let Some((_, id)) = open.filter(|_| !self.nodes[n].cut) {
                     let frame: Frame<ToLockd> = frame;
+                    self.asked_of_lockd += u32::from(matches!(frame.message, ToLockd::Operate { .. }));
                     self.push(NET, Event::ToLockd(LockdInput::Received(id, frame)));
                 }
             }
             ClientOutput::Event(event) => panic!("the core keeps events to itself: {event:?}"),
         }
+    }
+
+    /// Lockd tells the agent of `n` something that it has no reason to.
+    pub(super) fn hear_event(&mut self, n: usize, number: EventNumber, event: LockEvent) {
+        let (attempt, _) = self.nodes[n].connection.expect("it is connected");
+        let frame = Frame { id: RequestId(0), term: Term(0), message: FromLockd::Event { number, event } };
+        self.step(n, Input::Lockd(ClientInput::Received { attempt, frame }));
     }
 
     fn disconnect(&mut self, n: usize) {
