@@ -530,6 +530,18 @@ fn a_reader_that_was_away_when_its_snapshot_went_is_told_and_holds_nothing_any_m
 }
 
 #[test]
+fn a_reader_of_a_deleted_snapshot_does_not_pass_for_the_writer() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    desk.operate(1, 3, OperatorRequest::SnapshotDelete { target: target("v@a"), force: true });
+    let shown = desk.operate(1, 4, OperatorRequest::VolumeShow { name: name("v") });
+    let FromServer::Operated(OperatorReply::Volume(info)) = shown else { panic!("{shown:?}") };
+    let attached: Vec<_> = info.attached.iter().map(|a| (a.pid, a.snapshot.clone())).collect();
+    assert_eq!(attached, [(2, None)], "whoever waits for its writer's lock would wait for another's");
+}
+
+#[test]
 fn a_copy_out_whose_snapshot_was_deleted_meanwhile_leaves_nothing_behind() {
     let mut desk = Desk::with_writer();
     desk.snapshot(2, "a");

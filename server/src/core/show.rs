@@ -31,6 +31,7 @@ impl ServerCore {
         let attached: Vec<Attachment> = self
             .state
             .sessions_of(id)
+            .filter(|session| self.has_open(session))
             .take(ATTACHMENTS_SHOWN_MAX)
             .map(|session| self.attachment(session))
             .collect();
@@ -53,6 +54,14 @@ impl ServerCore {
             store_bytes: self.state.store_bytes(id),
             attached,
             blocked,
+        }
+    }
+
+    /// A reader whose snapshot is gone has nothing open any more, and must not pass for the writer.
+    fn has_open(&self, session: &Session) -> bool {
+        match session.attached {
+            Attached::Snapshot(volume, epoch) => self.state.snapshot(volume, epoch).is_some(),
+            Attached::Writer(_) | Attached::Operator => true,
         }
     }
 
