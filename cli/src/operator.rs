@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use csnap_client::{Operator, OperatorError, ServerSource};
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
+use csnap_proto::message::operate::{OperatorReply, OperatorRequest, VolumeInfo};
 use csnap_proto::{InstanceId, Name};
 
 use crate::agents;
@@ -83,6 +83,21 @@ impl Session {
         match self.request(request).await? {
             OperatorReply::Done => Ok(()),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Every volume, by name.
+    pub(crate) async fn volumes(&mut self) -> anyhow::Result<Vec<VolumeInfo>> {
+        let mut all: Vec<VolumeInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|last| last.name.clone());
+            let reply = self.request(OperatorRequest::VolumeList { after }).await?;
+            let OperatorReply::Volumes { rows, more } = reply else { return Err(unexpected(&reply)) };
+            let over = !more || rows.is_empty();
+            all.extend(rows);
+            if over {
+                return Ok(all);
+            }
         }
     }
 

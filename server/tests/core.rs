@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest, RefusalKind, Source};
+use csnap_proto::message::operate::{HELD_REASONS_MAX, OperatorReply, OperatorRequest, RefusalKind, Source};
 use csnap_proto::message::volume::{Attach, FromServer, Identify, IdentifyOk, Place, ToServer};
 use csnap_proto::{
     Chunk, ChunkRange, ChunkSize, Frame, FreeBatchId, InstanceId, Name, PoolId, ReadId, RequestId,
@@ -88,7 +88,8 @@ impl Desk {
                 let done = match what {
                     Task::Measure { .. } => TaskDone::Measured { free_bytes: 1 << 30, heads_bytes: 0 },
                     Task::InspectOrigin { path } => {
-                        TaskDone::Inspected { path, size_bytes: 1 << 20, device: 1, inode: 2, in_pool: false }
+                        let inode = task.0;
+                        TaskDone::Inspected { path, size_bytes: 1 << 20, device: 1, inode, in_pool: false }
                     }
                     Task::CreateHead { .. } | Task::SyncHead { .. } => TaskDone::Done,
                 };
@@ -146,6 +147,24 @@ impl Desk {
             cached_epoch: None,
         };
         self.ask(ConnId(conn), ToServer::Identify(identify))
+    }
+
+    /// A reader of `v@<snapshot>` on its own connection.
+    fn read_from_node(&mut self, conn: u64, snapshot: &str, node: &str) {
+        self.give(Input::Accepted { conn: ConnId(conn) });
+        let mut own = [0; 16];
+        own[..8].copy_from_slice(&conn.to_le_bytes());
+        let identify = Identify {
+            session: SessionId(own),
+            secret: Secret(own),
+            instance: InstanceId(own),
+            node: name(node),
+            pid: 7,
+            attach: Attach::Snapshot(target(&format!("v@{snapshot}"))),
+            cached_epoch: None,
+        };
+        let welcome = self.ask(ConnId(conn), ToServer::Identify(identify));
+        assert!(matches!(welcome, FromServer::IdentifyOk(_)), "{welcome:?}");
     }
 
     fn operate(&mut self, conn: u64, sequence: u64, request: OperatorRequest) -> FromServer {
@@ -618,6 +637,65 @@ fn lists_go_on_after_any_row_that_a_peer_names() {
     );
 }
 
+/// More volumes and snapshots than fit a frame: paths, and readers, make their rows long.
+#[test]
+fn lists_that_do_not_fit_a_frame_come_in_pages() {
+    let mut desk = Desk::new();
+    desk.connect(1, 1, Attach::Operator);
+    let path = |i| format!("/{}/{i:04}", "d".repeat(4000));
+    for i in 0..400u32 {
+        let request = OperatorRequest::VolumeCreate {
+            name: name(&format!("v{i:04}")),
+            size_bytes: 0,
+            chunk: ChunkSize::MIN,
+            source: Source::Adopt { path: path(i) },
+        };
+        let made = desk.operate(1, 1 + u64::from(i), request);
+        assert!(matches!(made, FromServer::Operated(OperatorReply::Volume(_))), "{made:?}");
+    }
+    let (mut names, mut pages, mut after) = (Vec::new(), 0, None);
+    loop {
+        let reply = desk.operate(1, 1000 + pages, OperatorRequest::VolumeList { after: after.take() });
+        let FromServer::Operated(OperatorReply::Volumes { rows, more }) = reply else { panic!("{reply:?}") };
+        pages += 1;
+        after = rows.last().map(|row| row.name.clone());
+        names.extend(rows.into_iter().map(|row| row.name.to_string()));
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(names, (0..400).map(|i| format!("v{i:04}")).collect::<Vec<_>>());
+    assert_eq!(pages, 2, "a frame carries a mebibyte");
+}
+
+#[test]
+fn pages_of_snapshots_go_on_where_the_last_one_ended() {
+    let mut desk = Desk::with_writer();
+    let long = |i: u64| format!("{i:03}{}", "s".repeat(120));
+    for i in 0..240 {
+        desk.snapshot(2 + i, &long(i));
+        for reader in 0..16 {
+            desk.read_from_node(10_000 + i * 16 + reader, &long(i), &"n".repeat(128));
+        }
+    }
+    let (mut epochs, mut pages, mut after) = (Vec::new(), 0, None);
+    loop {
+        let request = OperatorRequest::SnapshotList { volume: None, after: after.take() };
+        let reply = desk.operate(1, 1000 + pages, request);
+        let FromServer::Operated(OperatorReply::Snapshots { rows, more }) = reply else {
+            panic!("{reply:?}")
+        };
+        pages += 1;
+        after = rows.last().map(|row| (row.target.volume.clone(), row.epoch));
+        epochs.extend(rows.into_iter().map(|row| row.epoch.0));
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(epochs, (1..=240).collect::<Vec<_>>());
+    assert!(pages > 1);
+}
+
 #[test]
 fn what_a_session_says_after_its_end_does_not_count() {
     let mut desk = Desk::with_writer();
@@ -689,4 +767,20 @@ fn an_import_is_nobody_elses_and_goes_with_its_importer() {
     assert_eq!(refused(&desk.connect(3, 3, Attach::Writer(name("i")))), Some(RefusalKind::Busy));
     desk.operate(1, 3, OperatorRequest::Reaped { instance: InstanceId([1; 16]) });
     assert_eq!(desk.core.state().volumes().count(), 1, "whole or not at all");
+}
+
+#[test]
+fn status_fits_a_frame_however_many_hold_space() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.write(0, 1);
+    for reader in 0..HELD_REASONS_MAX as u64 + 20 {
+        desk.read_from_node(10_000 + reader, "a", &"n".repeat(128));
+    }
+    desk.operate(1, 3, OperatorRequest::SnapshotDelete { target: target("v@a"), force: true });
+    desk.pass(Duration::from_secs(1));
+    let reply = desk.operate(1, 4, OperatorRequest::Status);
+    let FromServer::Operated(OperatorReply::Status(status)) = reply else { panic!("{reply:?}") };
+    assert_eq!(status.held_because.len(), HELD_REASONS_MAX + 1);
+    assert_eq!(status.held_because.last().map(String::as_str), Some("and 20 more reasons"));
 }

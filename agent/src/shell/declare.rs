@@ -74,14 +74,21 @@ async fn declare(caller: &mut Caller, pool: &Path, dead: Dead, tcp: &str) -> any
             OperatorRequest::ServerReaped { term }
         }
         Dead::Client(run) => {
-            let volumes = match caller.operate(&mut call, OperatorRequest::VolumeList).await? {
-                Ok(OperatorReply::Volumes(volumes)) => volumes,
-                Ok(_) => bail!("the server did not list its volumes"),
-                Err(refusal) => bail!("{refusal}"),
-            };
-            let heads = heads_written_by(&volumes, run.instance, pool);
-            for head in heads {
-                wait_for_last_io(head).await?;
+            let mut after = None;
+            loop {
+                let request = OperatorRequest::VolumeList { after };
+                let (rows, more) = match caller.operate(&mut call, request).await? {
+                    Ok(OperatorReply::Volumes { rows, more }) => (rows, more),
+                    Ok(_) => bail!("the server did not list its volumes"),
+                    Err(refusal) => bail!("{refusal}"),
+                };
+                for head in heads_written_by(&rows, run.instance, pool) {
+                    wait_for_last_io(head).await?;
+                }
+                after = rows.last().map(|last| last.name.clone());
+                if !more || after.is_none() {
+                    break;
+                }
             }
             OperatorRequest::Reaped { instance: run.instance }
         }

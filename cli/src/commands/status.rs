@@ -31,6 +31,7 @@ pub(crate) struct Gathered {
     vacancy: Option<String>,
     clients: Vec<(Name, ClientReport)>,
     pool: Option<ServerStatus>,
+    volumes: Option<Vec<VolumeInfo>>,
 }
 
 pub(crate) async fn run(dir: &Path, json: bool, watch: bool) -> anyhow::Result<()> {
@@ -86,6 +87,7 @@ pub(crate) async fn gather(dir: &Path) -> anyhow::Result<Gathered> {
             .flat_map(|status| status.clients.into_iter().map(move |client| (status.node.clone(), client)))
             .collect(),
         pool: None,
+        volumes: None,
     })
 }
 
@@ -103,11 +105,15 @@ impl Gathered {
         }
         let asking = async {
             let mut session = Session::open(dir).await.ok()?;
-            let reply = session.request(OperatorRequest::Status).await.ok()?;
+            let OperatorReply::Status(status) = session.request(OperatorRequest::Status).await.ok()? else {
+                return None;
+            };
+            let volumes = session.volumes().await.ok()?;
             session.close().await;
-            if let OperatorReply::Status(status) = reply { Some(*status) } else { None }
+            Some((*status, volumes))
         };
-        self.pool = tokio::time::timeout(SERVER_WITHIN, asking).await.ok().flatten();
+        let answer = tokio::time::timeout(SERVER_WITHIN, asking).await.ok().flatten();
+        (self.pool, self.volumes) = answer.unzip();
     }
 
     fn json(&self) -> Value {
@@ -126,7 +132,7 @@ impl Gathered {
             })
         });
         let volumes =
-            self.pool.as_ref().map(|pool| pool.volumes.iter().map(volume::as_json).collect::<Vec<_>>());
+            self.volumes.as_ref().map(|volumes| volumes.iter().map(volume::as_json).collect::<Vec<_>>());
         json!({
             "lockd": lockd,
             "nodes": self.nodes_json(),
@@ -262,7 +268,7 @@ impl Gathered {
     }
 
     fn volumes_table(&self) -> String {
-        let Some(pool) = &self.pool else { return String::new() };
+        let Some(volumes) = &self.volumes else { return String::new() };
         let row = |v: &VolumeInfo| {
             vec![
                 v.name.to_string(),
@@ -274,7 +280,7 @@ impl Gathered {
             ]
         };
         let headings = ["VOLUME", "SIZE", "SNAPSHOTS", "STORE", "ATTACHED", ""];
-        output::table(&headings, &pool.volumes.iter().map(row).collect::<Vec<_>>())
+        output::table(&headings, &volumes.iter().map(row).collect::<Vec<_>>())
     }
 
     /// Attachments whose requests wait, and why.

@@ -79,9 +79,8 @@ async fn done(dir: &Path, request: OperatorRequest) -> anyhow::Result<()> {
 
 async fn list(dir: &Path, json: bool) -> anyhow::Result<()> {
     let mut session = Session::open(dir).await?;
-    let reply = session.request(OperatorRequest::VolumeList).await?;
+    let volumes = session.volumes().await?;
     session.close().await;
-    let OperatorReply::Volumes(volumes) = reply else { return Err(unexpected(&reply)) };
     if json {
         return output::json(&volumes.iter().map(as_json).collect());
     }

@@ -95,9 +95,19 @@ impl Volumes {
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, OpenError> {
-        match self.ask(OperatorRequest::VolumeList).await? {
-            OperatorReply::Volumes(volumes) => Ok(volumes),
-            other => Err(unexpected(&other)),
+        let mut all: Vec<VolumeInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|last| last.name.clone());
+            match self.ask(OperatorRequest::VolumeList { after }).await? {
+                OperatorReply::Volumes { rows, more } => {
+                    let ended = !more || rows.is_empty();
+                    all.extend(rows);
+                    if ended {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
         }
     }
 

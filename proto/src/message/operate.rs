@@ -40,8 +40,11 @@ pub enum OperatorRequest {
         /// Of the create.
         name: Name,
     },
-    /// Every volume. → [`OperatorReply::Volumes`].
-    VolumeList,
+    /// Volumes in name order, a page at a time. → [`OperatorReply::Volumes`].
+    VolumeList {
+        /// Continue after this one, which need not be there any more.
+        after: Option<Name>,
+    },
     /// One volume. → [`OperatorReply::Volume`].
     VolumeShow {
         /// Its name.
@@ -70,7 +73,7 @@ pub enum OperatorRequest {
     SnapshotList {
         /// Only of this one.
         volume: Option<Name>,
-        /// Continue after this one (a page has at most [`PAGE_ROWS_MAX`]).
+        /// Continue after this one, which need not be there any more.
         after: Option<(Name, Epoch)>,
     },
     /// → [`OperatorReply::Snapshot`].
@@ -113,8 +116,11 @@ pub enum OperatorRequest {
     },
 }
 
-/// Most rows in one page of a list.
+/// Most rows in one page of a list; fewer where they would not fit a frame.
 pub const PAGE_ROWS_MAX: usize = 1000;
+
+/// Most reasons for held space that are told one by one: more than anybody reads, and few enough for a frame.
+pub const HELD_REASONS_MAX: usize = 100;
 
 /// A volume, as shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,7 +183,7 @@ pub struct SnapshotInfo {
     pub readers: Vec<Attachment>,
 }
 
-/// The server's part of `csnap status`.
+/// The server's part of `csnap status`, but for the volumes, which are a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
     /// Pool.
@@ -188,10 +194,8 @@ pub struct ServerStatus {
     pub free_bytes: u64,
     /// Freed or reserved, and not reusable until lost clients or older servers are known gone, bytes.
     pub held_bytes: u64,
-    /// Why space is held, a line a reason.
+    /// Why space is held, a line a reason; [`HELD_REASONS_MAX`] and how many more.
     pub held_because: Vec<String>,
-    /// Volumes, all of them.
-    pub volumes: Vec<VolumeInfo>,
     /// How long snapshot creates took.
     pub creates: CreateTimes,
 }
@@ -220,13 +224,18 @@ pub enum OperatorReply {
     Done,
     /// One volume.
     Volume(VolumeInfo),
-    /// Volumes in name order.
-    Volumes(Vec<VolumeInfo>),
+    /// A page of volumes, ordered by name, and whether more follow.
+    Volumes {
+        /// At most [`PAGE_ROWS_MAX`]; at least one, if there are any.
+        rows: Vec<VolumeInfo>,
+        /// Ask again after the last row.
+        more: bool,
+    },
     /// One snapshot.
     Snapshot(SnapshotInfo),
     /// A page of snapshots, ordered by (volume name, epoch), and whether more follow.
     Snapshots {
-        /// At most [`PAGE_ROWS_MAX`].
+        /// At most [`PAGE_ROWS_MAX`]; at least one, if there are any.
         rows: Vec<SnapshotInfo>,
         /// Ask again after the last row.
         more: bool,
@@ -296,7 +305,7 @@ impl OperatorRequest {
     pub fn is_mutating(&self) -> bool {
         !matches!(
             self,
-            Self::VolumeList
+            Self::VolumeList { .. }
                 | Self::VolumeShow { .. }
                 | Self::SnapshotList { .. }
                 | Self::SnapshotShow { .. }

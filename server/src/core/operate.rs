@@ -17,7 +17,7 @@ use super::{ConnId, Out, Output, ServerCore, Task, TaskDone, TaskId};
 use crate::state::{Attached, Origin, Record, Session};
 
 /// Largest reply, bytes: what a frame holds, less the message around it.
-const REPLY_BYTES_MAX: usize = BODY_BYTES_MAX - 64;
+pub(super) const REPLY_BYTES_MAX: usize = BODY_BYTES_MAX - 64;
 
 /// Identity of an operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,7 +135,7 @@ impl ServerCore {
                 return self.start_task(Purpose::Status { key }, Task::Measure { heads });
             }
             R::VolumePublish { name } => self.publish_volume(&name),
-            R::VolumeList => Ok(OperatorReply::Volumes(self.volume_infos())),
+            R::VolumeList { after } => Ok(self.list_volumes(after.as_ref())),
             R::VolumeShow { name } => {
                 self.volume_id(&name).map(|id| OperatorReply::Volume(self.volume_info(id)))
             }

@@ -1,23 +1,52 @@
-//! What operators see: volumes, snapshots, space, and who has what open.
+//! What operators see: volumes, snapshots, space, and who has what open. Lists come in pages that fit a frame.
 
 use csnap_proto::message::operate::{
-    Attachment, OperatorReply, PAGE_ROWS_MAX, Refusal, RefusalKind, ServerStatus, SnapshotInfo, VolumeInfo,
+    Attachment, HELD_REASONS_MAX, OperatorReply, PAGE_ROWS_MAX, Refusal, RefusalKind, ServerStatus,
+    SnapshotInfo, VolumeInfo,
 };
 use csnap_proto::{Epoch, Name, Target, VolumeId};
+use serde::Serialize;
 
-use super::operate::RequestKey;
+use super::operate::{REPLY_BYTES_MAX, RequestKey};
 use super::{ServerCore, TaskDone};
-use crate::state::{Attached, Origin, Session};
+use crate::state::{Attached, Origin, Session, Volume};
 
 /// Attachments that one row shows: enough to find somebody to ask; a snapshot can have any number of readers.
 const ATTACHMENTS_SHOWN_MAX: usize = 16;
 
+/// What a page's reply has beside its rows, bytes: its kind, the number of rows, whether more follow.
+const PAGE_REST_BYTES_MAX: usize = 16;
+
+/// Rows of a list, as many as one reply carries.
+struct Page<T> {
+    rows: Vec<T>,
+    bytes_left: usize,
+}
+
+impl<T: Serialize> Page<T> {
+    fn new() -> Self {
+        Self { rows: Vec::new(), bytes_left: REPLY_BYTES_MAX - PAGE_REST_BYTES_MAX }
+    }
+
+    /// Takes a row in, unless it is for the next page. The first one always fits: what a row shows is bounded.
+    fn take(&mut self, row: T) -> bool {
+        let bytes = postcard::to_stdvec(&row).map_or(usize::MAX, |encoded| encoded.len());
+        let fits = bytes <= self.bytes_left && self.rows.len() < PAGE_ROWS_MAX;
+        if fits {
+            self.bytes_left -= bytes;
+            self.rows.push(row);
+        }
+        fits
+    }
+}
+
 impl ServerCore {
-    pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {
-        let shown = self.state.volumes().filter(|v| v.importer.is_none());
-        let mut infos: Vec<VolumeInfo> = shown.map(|v| self.volume_info(v.id)).collect();
-        infos.sort_by(|a, b| a.name.cmp(&b.name));
-        infos
+    /// One page of those that are not being imported, ordered by name.
+    pub(super) fn list_volumes(&self, after: Option<&Name>) -> OperatorReply {
+        let mut page = Page::new();
+        let shown = self.state.volumes_by_name(after).filter(|v| v.importer.is_none());
+        let more = shown.map(|v| self.volume_info(v.id)).any(|row| !page.take(row));
+        OperatorReply::Volumes { rows: page.rows, more }
     }
 
     /// A volume that exists, as shown.
@@ -108,26 +137,24 @@ impl ServerCore {
         if let Some(name) = &only {
             self.volume_id(name)?;
         }
-        let mut volumes: Vec<(&Name, VolumeId)> = self.state.volumes().map(|v| (&v.name, v.id)).collect();
-        volumes.sort();
-        let mut rows = Vec::new();
-        for (name, volume) in volumes {
-            let wanted = only.as_ref().is_none_or(|only| only == name);
-            if !wanted || after.as_ref().is_some_and(|(last, _)| name < last) {
-                continue;
-            }
-            let from = after
-                .as_ref()
-                .filter(|(last, _)| last == name)
-                .map_or(Epoch(0), |(_, epoch)| Epoch(epoch.0.saturating_add(1)));
+        let mut page = Page::new();
+        // The volume of the last row first, from its next snapshot on, then those behind it.
+        let (last, from) = match &after {
+            Some((last, epoch)) => (Some(last), Epoch(epoch.0.saturating_add(1))),
+            None => (None, Epoch(0)),
+        };
+        let begun = last.and_then(|last| self.state.volume_by_name(last)).map(|v| (v, from));
+        let others = self.state.volumes_by_name(last).map(|v| (v, Epoch(0)));
+        let wanted = |(v, _): &(&Volume, Epoch)| only.as_ref().is_none_or(|only| *only == v.name);
+        for (Volume { id: volume, .. }, from) in begun.into_iter().chain(others).filter(wanted) {
+            let volume = *volume;
             for snapshot in self.state.snapshots_from(volume, from) {
-                if rows.len() == PAGE_ROWS_MAX {
-                    return Ok(OperatorReply::Snapshots { rows, more: true });
+                if !page.take(self.snapshot_info(volume, snapshot.epoch)) {
+                    return Ok(OperatorReply::Snapshots { rows: page.rows, more: true });
                 }
-                rows.push(self.snapshot_info(volume, snapshot.epoch));
             }
         }
-        Ok(OperatorReply::Snapshots { rows, more: false })
+        Ok(OperatorReply::Snapshots { rows: page.rows, more: false })
     }
 
     pub(super) fn answer_status(&mut self, key: RequestKey, done: TaskDone) {
@@ -140,14 +167,18 @@ impl ServerCore {
     }
 
     fn status(&self, free_bytes: u64, heads_bytes: u64) -> ServerStatus {
-        let held = self.state.held();
+        let mut held = self.state.held();
+        let untold = held.because.len().saturating_sub(HELD_REASONS_MAX);
+        if untold > 0 {
+            held.because.truncate(HELD_REASONS_MAX);
+            held.because.push(format!("and {untold} more reasons"));
+        }
         ServerStatus {
             pool: self.state.pool(),
             used_bytes: self.state.used_bytes() + heads_bytes,
             free_bytes,
             held_bytes: held.bytes,
             held_because: held.because,
-            volumes: self.volume_infos(),
             creates: self.creates.timing.shown(),
         }
     }

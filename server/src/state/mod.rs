@@ -31,6 +31,7 @@ mod tests;
 mod volume;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use csnap_proto::ids::{Epoch, FreeBatchId, Name, PoolId, Sequence, SessionId, Term, VolumeId};
 use csnap_proto::limits::CHUNK_BYTES_MIN;
@@ -129,6 +130,12 @@ impl State {
     /// Every volume that is not deleted, published or not, by id.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.volumes.values().filter(|volume| !volume.deleted)
+    }
+
+    /// Those whose names come after this one, published or not, by name.
+    pub fn volumes_by_name(&self, after: Option<&Name>) -> impl Iterator<Item = &Volume> {
+        let from = after.map_or(Bound::Unbounded, |name| Bound::Excluded(name.clone()));
+        self.names.range((from, Bound::Unbounded)).filter_map(|(_, id)| self.volume(*id))
     }
 
     /// Bytes of a chunk of the volume; of the smallest chunk, if there is no such volume.

@@ -373,16 +373,22 @@ impl AgentProc {
                 self.operate(sim, id, OperatorRequest::ServerReaped { term });
             }
             (Task::Declare(Dead::Client(_)), FromServer::IdentifyOk(_)) => {
-                self.operate(sim, id, OperatorRequest::VolumeList);
+                self.operate(sim, id, OperatorRequest::VolumeList { after: None });
             }
-            (Task::Declare(Dead::Client(run)), FromServer::Operated(OperatorReply::Volumes(volumes))) => {
+            (
+                Task::Declare(Dead::Client(run)),
+                FromServer::Operated(OperatorReply::Volumes { rows, more }),
+            ) => {
                 let me = node_name(self.host);
                 let writes = |a: &csnap_proto::message::operate::Attachment| {
                     a.snapshot.is_none() && a.node == me && a.pid == run.process.pid
                 };
-                let written = volumes.iter().filter(|volume| volume.attached.iter().any(writes));
-                errand.heads = written.map(|volume| head_path(volume.id)).collect();
-                self.look_at_heads(sim, id);
+                let written = rows.iter().filter(|volume| volume.attached.iter().any(writes));
+                errand.heads.extend(written.map(|volume| head_path(volume.id)));
+                match rows.last().filter(|_| more).map(|last| last.name.clone()) {
+                    Some(last) => self.operate(sim, id, OperatorRequest::VolumeList { after: Some(last) }),
+                    None => self.look_at_heads(sim, id),
+                }
             }
             (Task::Declare(_), FromServer::Operated(_)) => self.end_errand(sim, id, true),
             (Task::Declare(_), FromServer::Refused(refusal)) => {
