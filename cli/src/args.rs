@@ -176,9 +176,10 @@ pub(crate) enum Snapshot {
     List { volume: Option<Name> },
     /// Show one snapshot.
     Show { target: SnapshotName },
-    /// Delete a snapshot; its space comes back in the background.
+    /// Delete snapshots; their space comes back in the background.
     Delete {
-        target: SnapshotName,
+        #[arg(required = true)]
+        targets: Vec<SnapshotName>,
         /// Also while it is read: its readers get I/O errors.
         #[arg(long)]
         force: bool,
@@ -374,6 +375,7 @@ mod tests {
             "csnap snapshot list v",
             "csnap snapshot show v@a",
             "csnap snapshot delete v@a --force",
+            "csnap snapshot delete v@a v@b",
             "csnap snapshot rollback v@a",
             "csnap snapshot rename v@a b",
             "csnap snapshot priority v@a -5",
@@ -419,6 +421,7 @@ mod tests {
             "csnap volume create v --origin a --from b",
             "csnap snapshot create v",
             "csnap snapshot create",
+            "csnap snapshot delete",
             "csnap node priority n1 often",
             "csnap check",
             "csnap server",

@@ -17,7 +17,7 @@ pub(crate) async fn run(dir: &Path, json: bool, command: Snapshot) -> anyhow::Re
         Snapshot::Create { targets } => return create(dir, json, targets).await,
         Snapshot::List { volume } => return list(dir, json, volume).await,
         Snapshot::Show { target } => return show(dir, json, target).await,
-        Snapshot::Delete { target, force } => OperatorRequest::SnapshotDelete { target: target.0, force },
+        Snapshot::Delete { targets, force } => return delete(dir, targets, force).await,
         Snapshot::Rename { target, to } => OperatorRequest::SnapshotRename { target: target.0, to },
         Snapshot::Rollback { .. } => return not_yet("snapshot rollback"),
         Snapshot::Priority { .. } => return not_yet("snapshot priority"),
@@ -38,6 +38,16 @@ async fn create(dir: &Path, json: bool, targets: Vec<SnapshotName>) -> anyhow::R
         if json {
             output::json(&as_json(&snapshot))?;
         }
+    }
+    session.close().await;
+    Ok(())
+}
+
+/// One after another, as with create.
+async fn delete(dir: &Path, targets: Vec<SnapshotName>, force: bool) -> anyhow::Result<()> {
+    let mut session = Session::open(dir).await?;
+    for SnapshotName(target) in targets {
+        session.done(OperatorRequest::SnapshotDelete { target, force }).await?;
     }
     session.close().await;
     Ok(())
