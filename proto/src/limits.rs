@@ -78,10 +78,24 @@ pub const LEASE_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Watches of one lockd session.
 pub const WATCHES_PER_SESSION_MAX: usize = 4096;
 
+/// Most attachments in one report of an exporter: a volume each of a well filled hypervisor, some of them snapshots. An
+/// exporter that has more reports the first ones.
+pub const CLIENTS_PER_REPORT_MAX: usize = 512;
+
+/// Most counters of messages in the report of one attachment: a few for each message that clients and servers have.
+pub const MESSAGE_COUNTERS_MAX: usize = 64;
+
+/// Longest text that says why an attachment waits, bytes: a reason, and the path that it is about.
+pub const WAITING_BYTES_MAX: usize = PATH_BYTES_MAX + REASON_BYTES_MAX;
+
+/// Longest `host:port` that a server is reached at, bytes: a numeric IPv6 address with its scope and port.
+pub const SERVER_ADDRESS_BYTES_MAX: usize = 64;
+
 /// Longest human-readable reason that a refusal carries, bytes: NBD's limit on error text.
 pub const REASON_BYTES_MAX: usize = 4096;
 
 const _: () = assert!(CHUNK_BYTES_MAX.is_power_of_two() && CHUNK_BYTES_MIN.is_power_of_two());
+const _: () = assert!(NAME_BYTES_MAX + SERVER_ADDRESS_BYTES_MAX + 32 <= VALUE_BLOCK_BYTES_MAX);
 const _: () = assert!(ARENA_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
 const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * 48 < FRAME_BYTES_MAX as u64);
 const _: () = assert!(LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);

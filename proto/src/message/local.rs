@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::Family;
 use crate::frame::Message;
 use crate::ids::{InstanceId, Name, Target, Term};
-use crate::limits::PATH_BYTES_MAX;
+use crate::limits::{
+    CLIENTS_PER_REPORT_MAX, MESSAGE_COUNTERS_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SERVER_ADDRESS_BYTES_MAX,
+    WAITING_BYTES_MAX,
+};
 
 /// What the value block of the server lock says, in postcard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +106,20 @@ pub struct ClientReport {
     pub waiting: Option<String>,
 }
 
+impl ClientReport {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.messages.len() > MESSAGE_COUNTERS_MAX {
+            Err("number of counters")
+        } else if self.messages.keys().any(|name| name.len() > NAME_BYTES_MAX) {
+            Err("length of a counter's name")
+        } else if self.waiting.as_ref().is_some_and(|why| why.len() > WAITING_BYTES_MAX) {
+            Err("length of a reason")
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// To the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToAgent {
@@ -136,7 +153,7 @@ pub enum ToAgent {
     },
     /// What the exporter has open; sent when it changes and with each [`FromAgent::ReportPlease`].
     ExporterReport {
-        /// All attachments.
+        /// All attachments, or the first [`CLIENTS_PER_REPORT_MAX`].
         clients: Vec<ClientReport>,
     },
     /// A client needs a connected server socket. → [`FromAgent::Connected`], as soon as there is a server.
@@ -259,11 +276,15 @@ impl Message for ToAgent {
 
     fn check(&self) -> Result<(), &'static str> {
         match self {
-            Self::ServerHello { tcp } if tcp.len() > ADDRESS_BYTES_MAX => Err("length of an address"),
+            Self::ServerHello { tcp } if tcp.len() > SERVER_ADDRESS_BYTES_MAX => Err("length of an address"),
             Self::ExporterHello { nbd, .. } if nbd.len() > ADDRESSES_MAX => Err("number of addresses"),
             Self::ExporterHello { nbd, .. } if nbd.iter().any(|uri| uri.len() > ADDRESS_BYTES_MAX) => {
                 Err("length of an address")
             }
+            Self::ExporterReport { clients } if clients.len() > CLIENTS_PER_REPORT_MAX => {
+                Err("number of attachments")
+            }
+            Self::ExporterReport { clients } => clients.iter().try_for_each(ClientReport::check),
             _ => Ok(()),
         }
     }
@@ -271,4 +292,34 @@ impl Message for ToAgent {
 
 impl Message for FromAgent {
     const FAMILY: Family = Family::FromAgent;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_beyond_its_limits_is_refused() {
+        let name = Name::new("demo").expect("a name");
+        let client = ClientReport {
+            target: Target { volume: name, snapshot: None },
+            messages: BTreeMap::new(),
+            connections: 1,
+            waiting: None,
+        };
+        let report = |clients| ToAgent::ExporterReport { clients }.check();
+        assert_eq!(report(vec![client.clone(); CLIENTS_PER_REPORT_MAX]), Ok(()));
+        assert!(report(vec![client.clone(); CLIENTS_PER_REPORT_MAX + 1]).is_err());
+        let counters = |count| (0..count).map(|n| (n.to_string(), 0)).collect();
+        let counted = |count| report(vec![ClientReport { messages: counters(count), ..client.clone() }]);
+        assert_eq!(counted(MESSAGE_COUNTERS_MAX), Ok(()));
+        assert!(counted(MESSAGE_COUNTERS_MAX + 1).is_err());
+        let named = |len| BTreeMap::from([("x".repeat(len), 0)]);
+        assert!(
+            report(vec![ClientReport { messages: named(NAME_BYTES_MAX + 1), ..client.clone() }]).is_err()
+        );
+        let waits = |len| report(vec![ClientReport { waiting: Some("x".repeat(len)), ..client.clone() }]);
+        assert_eq!(waits(WAITING_BYTES_MAX), Ok(()));
+        assert!(waits(WAITING_BYTES_MAX + 1).is_err());
+    }
 }
