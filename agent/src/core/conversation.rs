@@ -19,6 +19,12 @@ const REPORT_WITHIN: Duration = Duration::from_millis(40);
 /// Most questions for a status that wait at once.
 const STATUSES_MAX: usize = 1024;
 
+/// Why an exporter is refused.
+const ANOTHER_RUNS: &str = "another exporter of this node runs already; stop one of them";
+
+/// Most refused exporters that are known as such: far beyond any number that somebody starts by mistake.
+const REFUSED_MAX: usize = 1024;
+
 /// Who speaks on a connection.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -75,8 +81,16 @@ impl AgentCore {
                 self.on_exporter_hello(now, conn, run, nbd, out);
             }
             (Role::Exporter, ToAgent::ExporterReport { clients }) => {
-                self.exporter.clients = clients;
-                self.statuses_until = now;
+                if self.exporter.on_report(conn, clients) {
+                    self.statuses_until = now;
+                }
+            }
+            (_, ToAgent::NeedServer { .. }) if self.refused.contains(&peer.process) => {
+                out.push(Output::Send {
+                    conn,
+                    id,
+                    message: FromAgent::Failed { reason: ANOTHER_RUNS.into() },
+                });
             }
             (_, ToAgent::NeedServer { suspect }) => {
                 if suspect != Term(0) && self.child.serving_term() == Some(suspect) {
@@ -128,7 +142,7 @@ impl AgentCore {
         out: &mut Vec<Output>,
     ) {
         if !self.exporter.on_hello(now, conn, run, nbd, out) {
-            out.push(Output::Close { conn, reason: "another exporter of this node runs already" });
+            self.refuse_exporter(conn, run, out);
             return;
         }
         if let Some(peer) = self.peers.get_mut(&conn) {
@@ -136,6 +150,25 @@ impl AgentCore {
         }
         if let Some(known) = &self.known {
             out.push(Output::tell(conn, FromAgent::ServerReady { term: known.term }));
+        }
+    }
+
+    /// An exporter beside the one that we know goes without a way to the server, on all its connections. It may have got
+    /// one before it said what it is, so its end is watched for and declared as a writer's.
+    fn refuse_exporter(&mut self, conn: ConnId, run: ClientRun, out: &mut Vec<Output>) {
+        out.push(Output::Close { conn, reason: ANOTHER_RUNS });
+        if self.exporter.process() == Some(run.process) {
+            return;
+        }
+        self.reaping.expect_writer(run);
+        out.push(Output::Watch(run.process));
+        self.refused.insert(run.process);
+        if self.refused.len() > REFUSED_MAX {
+            self.refused.pop_first();
+        }
+        let its = |(conn, peer): (&ConnId, &Peer)| (peer.process == run.process).then_some(*conn);
+        for conn in self.peers.iter().filter_map(its) {
+            self.seekers.refuse(conn, ANOTHER_RUNS, out);
         }
     }
 

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use csnap_proto::message::local::{ClientReport, FromAgent};
+use csnap_proto::frame::BODY_BYTES_MAX;
+use csnap_proto::limits::{LOCKD_SESSIONS_MAX, MEMBER_INFO_BYTES_MAX, NAME_BYTES_MAX};
+use csnap_proto::message::local::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, ClientReport, FromAgent};
 use csnap_proto::{InstanceId, RequestId, Time};
 
 use super::{ConnId, Output, Process};
@@ -16,6 +18,18 @@ const HELLO_WITHIN: Duration = Duration::from_millis(300);
 
 /// An exporter that stays up this long starts again without waiting when it ends.
 const HEALTHY_AFTER: Duration = Duration::from_secs(2);
+
+/// Most bytes of a report that are kept: a status carries them beside the descriptions of all nodes.
+const REPORT_KEPT_BYTES_MAX: usize = 256 << 10;
+
+/// What a status holds beside descriptions and report, bytes: our own addresses, uncut.
+const STATUS_REST_BYTES: usize = 128 << 10;
+
+const _: () = {
+    let nodes = LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32);
+    assert!(nodes + REPORT_KEPT_BYTES_MAX + STATUS_REST_BYTES < BODY_BYTES_MAX);
+    assert!(ADDRESSES_MAX * ADDRESS_BYTES_MAX < STATUS_REST_BYTES);
+};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -34,7 +48,7 @@ pub struct ClientRun {
 pub(super) struct Exporter {
     state: State,
     backoff: Duration,
-    /// Last report.
+    /// Last report, cut to what a status has room for.
     pub(super) clients: Vec<ClientReport>,
     /// Addresses of the one that runs.
     pub(super) nbd: Vec<String>,
@@ -117,7 +131,7 @@ impl Exporter {
     ) -> bool {
         let found_again = match &mut self.state {
             State::Seeking { recorded, .. } => {
-                let known = recorded.is_some_and(|recorded| recorded.process == run.process);
+                let known = *recorded == Some(run);
                 if recorded.is_some() && !known {
                     return false;
                 }
@@ -129,7 +143,9 @@ impl Exporter {
                 });
                 !known
             }
-            State::Up(up) if up.process == run.process => {
+            State::Up(up)
+                if up.process == run.process && up.instance.is_none_or(|known| known == run.instance) =>
+            {
                 up.instance = Some(run.instance);
                 up.conn = Some(conn);
                 false
@@ -140,6 +156,22 @@ impl Exporter {
             out.push(Output::Watch(run.process));
         }
         self.nbd = nbd;
+        true
+    }
+
+    /// It says what is attached. False: an earlier connection of it does, or it is on its way out.
+    pub(super) fn on_report(&mut self, conn: ConnId, clients: Vec<ClientReport>) -> bool {
+        if self.conn() != Some(conn) {
+            return false;
+        }
+        let mut room = REPORT_KEPT_BYTES_MAX;
+        let fits = |client: &ClientReport| {
+            let bytes = postcard::experimental::serialized_size(client).unwrap_or(usize::MAX);
+            let left = room.checked_sub(bytes);
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        self.clients = clients.into_iter().take_while(fits).collect();
         true
     }
 

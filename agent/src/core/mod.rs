@@ -29,7 +29,7 @@ mod seekers;
 #[cfg(test)]
 mod tests;
 mod wishes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use csnap_lockd::client::{ClientInput, LockClient};
@@ -71,6 +71,8 @@ pub struct AgentCore {
     seekers: Seekers,
     wishes: Wishes,
     peers: BTreeMap<ConnId, Peer>,
+    /// Exporters that run beside ours, and must go.
+    refused: BTreeSet<Process>,
     /// The server that clients of this node are given; kept while lockd is away.
     known: Option<ServerAddress>,
     /// Last term that exporters were told of.
@@ -278,6 +280,7 @@ impl AgentCore {
             self.reaping.add(Dead::Client(run));
         }
         self.reaping.on_ended(process);
+        self.refused.remove(&process);
     }
 
     /// Ends when the child is gone, the lock given back, and the session closed; or when it takes too long.

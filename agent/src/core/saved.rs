@@ -94,6 +94,7 @@ impl AgentCore {
             seekers: Seekers::default(),
             wishes: Wishes::default(),
             peers: BTreeMap::new(),
+            refused: BTreeSet::new(),
             known: None,
             told: Term(0),
             lockd: None,

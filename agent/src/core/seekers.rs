@@ -62,6 +62,17 @@ impl Seekers {
         self.waiting.push(Seeker { conn, id, suspect, cleared: false, not_before: now });
     }
 
+    /// Nobody on this connection gets a socket.
+    pub(super) fn refuse(&mut self, conn: ConnId, reason: &str, out: &mut Vec<Output>) {
+        let waiting = self.waiting.extract_if(.., |seeker| seeker.conn == conn);
+        let connecting = self.connecting.extract_if(.., |_, (seeker, _)| seeker.conn == conn);
+        let refused = waiting.chain(connecting.map(|(_, (seeker, _))| seeker));
+        out.extend(refused.map(|Seeker { conn, id, .. }| {
+            let message = FromAgent::Failed { reason: reason.to_owned() };
+            Output::Send { conn, id, message }
+        }));
+    }
+
     pub(super) fn on_gone(&mut self, conn: ConnId) {
         self.waiting.retain(|seeker| seeker.conn != conn);
         self.connecting.retain(|_, (seeker, _)| seeker.conn != conn);

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
-use csnap_proto::message::local::{FromAgent, NodeInfo, ToAgent};
+use csnap_proto::frame::{BODY_BYTES_MAX, Message};
+use csnap_proto::limits::{
+    CLIENTS_PER_REPORT_MAX, LOCKD_SESSIONS_MAX, MEMBER_INFO_BYTES_MAX, MESSAGE_COUNTERS_MAX, NAME_BYTES_MAX,
+    WAITING_BYTES_MAX,
+};
+use csnap_proto::message::local::{ClientReport, FromAgent, NodeInfo, ToAgent};
 use csnap_proto::message::lock::LockEvent;
-use csnap_proto::{EventNumber, InstanceId, RequestId, Term};
+use csnap_proto::{EventNumber, InstanceId, Name, RequestId, Target, Term};
 
 use super::super::{Dead, Failback, Input, Process};
 use super::world::World;
@@ -253,6 +258,73 @@ fn a_lockd_that_says_again_and_again_that_news_was_lost_is_asked_once() {
     world.run(STARTED);
     assert_eq!((world.server(), world.term()), (0, term));
     assert!(world.asked_of_lockd < 20, "{}", world.asked_of_lockd);
+}
+
+#[test]
+fn a_second_exporter_gets_no_way_to_the_server_and_is_not_forgotten() {
+    let mut world = alone();
+    let second = Process { pid: 9, started: 9 };
+    let hello = |instance| ToAgent::ExporterHello { instance, pid: 9, nbd: Vec::new() };
+    // Its questions have connections of their own; one is asked before it says what it is.
+    world.nodes[0].child.as_mut().expect("it serves").frozen = true;
+    let suspect = world.term();
+    let early = world.connect(0, second);
+    world
+        .step(0, Input::Received { conn: early, id: RequestId(1), message: ToAgent::NeedServer { suspect } });
+    let conn = world.connect(0, second);
+    world.step(0, Input::Received { conn, id: RequestId(0), message: hello(InstanceId([9; 16])) });
+    assert!(world.nodes[0].closed.contains(&conn));
+    let late = world.connect(0, second);
+    let message = ToAgent::NeedServer { suspect: Term(0) };
+    world.step(0, Input::Received { conn: late, id: RequestId(1), message });
+    world.run(STARTED);
+    for conn in [early, late] {
+        assert!(matches!(world.answers(0, conn)[..], [FromAgent::Failed { .. }]));
+    }
+    assert_eq!(world.nodes[0].handed_out, []);
+    world.step(0, Input::Ended(second));
+    world.run(FAST);
+    let declared = &world.nodes[0].declared;
+    let dead = |dead: &Dead| matches!(dead, Dead::Client(run) if run.process == second);
+    assert!(declared.iter().any(dead), "{declared:?}");
+}
+
+#[test]
+fn an_exporter_stays_the_run_that_it_said_it_is() {
+    let mut world = alone();
+    let exporter = world.nodes[0].exporter.expect("runs");
+    let conn = world.connect(0, exporter);
+    let message = ToAgent::ExporterHello { instance: InstanceId([0xee; 16]), pid: 1, nbd: Vec::new() };
+    world.step(0, Input::Received { conn, id: RequestId(0), message });
+    assert!(world.nodes[0].closed.contains(&conn));
+}
+
+#[test]
+fn a_status_fits_a_frame_whatever_the_exporter_reports() {
+    let mut world = alone();
+    let exporter = world.nodes[0].exporter.expect("runs");
+    let conn = world.connect(0, exporter);
+    let instance = world.nodes[0].saved.as_ref().and_then(|saved| saved.exporter).expect("known").instance;
+    let message = ToAgent::ExporterHello { instance, pid: exporter.pid, nbd: Vec::new() };
+    world.step(0, Input::Received { conn, id: RequestId(0), message });
+    let name = |n: usize| Name::new(format!("{n:0128}")).expect("a name");
+    let client = |n| ClientReport {
+        target: Target { volume: name(n), snapshot: Some(name(n)) },
+        messages: (0..MESSAGE_COUNTERS_MAX).map(|n| (format!("{n:0128}"), u64::MAX)).collect(),
+        connections: u32::MAX,
+        waiting: Some("x".repeat(WAITING_BYTES_MAX)),
+    };
+    let clients: Vec<_> = (0..CLIENTS_PER_REPORT_MAX).map(client).collect();
+    let message = ToAgent::ExporterReport { clients };
+    assert_eq!(message.check(), Ok(()));
+    world.step(0, Input::Received { conn, id: RequestId(0), message });
+    let asker = world.ask(0, ToAgent::Status);
+    world.run(STARTED);
+    let [FromAgent::Status(status)] = world.answers(0, asker)[..] else { panic!("one answer") };
+    assert!(!status.clients.is_empty());
+    let members = LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32);
+    let bytes = postcard::to_stdvec(status).expect("encodes").len();
+    assert!(bytes + members < BODY_BYTES_MAX, "{bytes}");
 }
 
 #[test]
