@@ -20,6 +20,10 @@ pub const CHUNKS_PER_MESSAGE_MAX: u64 = 4096;
 /// Most requests of one connection that the server holds unanswered; beyond, it stops reading the connection.
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
 
+/// Most snapshot reads that one connection leaves unfinished, between their message 2 and their message 3: 64 full messages
+/// are a gibibyte in flight at 4 KiB chunks. Bounds the marks that the server keeps for it.
+pub const SNAPSHOT_READS_MAX: usize = 64;
+
 /// Most connections that a daemon holds at once: a thousand volumes a node, with room.
 pub const CONNECTIONS_MAX: usize = 4096;
 

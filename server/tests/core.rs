@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use csnap_proto::limits::SNAPSHOT_READS_MAX;
 use csnap_proto::message::operate::{HELD_REASONS_MAX, OperatorReply, OperatorRequest, RefusalKind, Source};
 use csnap_proto::message::volume::{Attach, FromServer, Identify, IdentifyOk, Place, ToServer};
 use csnap_proto::{
@@ -347,6 +348,22 @@ fn a_grant_breaks_the_mark_and_does_not_wait_for_the_reader() {
     let located = desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(3, 1)] });
     let FromServer::SnapshotRead { extents, .. } = located else { panic!("{located:?}") };
     assert!(matches!(extents[0].place, Place::Store(_)), "the retry is served from the store");
+}
+
+#[test]
+fn unfinished_reads_of_a_connection_are_bounded() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.connect(3, 3, Attach::Snapshot(target("v@a")));
+    let query = |read| ToServer::QuerySnapshotRead { read: ReadId(read), ranges: vec![range(0, 4)] };
+    for read in 0..SNAPSHOT_READS_MAX as u64 {
+        assert!(matches!(desk.ask(ConnId(3), query(read)), FromServer::SnapshotRead { .. }));
+    }
+    assert_eq!(refused(&desk.ask(ConnId(3), query(1000))), Some(RefusalKind::Invalid));
+    let read = ReadId(5);
+    let finished = desk.ask(ConnId(3), ToServer::FinishSnapshotRead { read });
+    assert_eq!(finished, FromServer::FinishSnapshotReadOk { read }, "those that it has are kept");
+    assert!(matches!(desk.ask(ConnId(3), query(1001)), FromServer::SnapshotRead { .. }));
 }
 
 #[test]

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use csnap_proto::limits::{CHUNKS_PER_MESSAGE_MAX, RANGES_PER_MESSAGE_MAX};
+use csnap_proto::limits::{CHUNKS_PER_MESSAGE_MAX, RANGES_PER_MESSAGE_MAX, SNAPSHOT_READS_MAX};
 use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::message::volume::{Extent, Place, ToServer};
 use csnap_proto::{BLOCKS_PER_ARENA, Chunk, ChunkRange, ChunkSize, Location, ReadId, RequestId, Time};
@@ -21,9 +21,6 @@ use super::{
     Canary, ClientCore, IoFailure, IoFor, IoOp, Output, Pending, QUERIES_IN_FLIGHT_MAX, Request,
     RequestError, RequestKey,
 };
-
-/// Most batches under way, whatever their phase: a bound on the marks that one client makes the server keep.
-const BATCHES_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Reads {
@@ -121,7 +118,7 @@ impl ClientCore {
             && self.end.is_none()
             && self.link.ready().is_some()
             && !self.reads.waiting.is_empty()
-            && self.reads.batches.len() < BATCHES_MAX
+            && self.reads.batches.len() < SNAPSHOT_READS_MAX
             && self.reads.batches.values().filter(asked).count() < QUERIES_IN_FLIGHT_MAX
         {
             let pieces = self.reads.next_batch();

@@ -1,18 +1,15 @@
-//! Connections: who is at the other end, when it was heard last, which marks it holds.
+//! Connections: who is at the other end, and when it was heard last.
 //!
-//! A connection is only the transport of a session; it carries nothing that must outlive it. Marks live here because
-//! they must not: a broken connection breaks them (see [`super::read`]).
+//! A connection is only the transport of a session; it carries nothing that must outlive it. Marks must not: they go with
+//! it (see [`super::read`]).
 
 use std::collections::BTreeMap;
 
 use csnap_proto::limits::{CONNECTIONS_MAX, HANDSHAKE_MS_MAX};
 use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::ToServer;
-use csnap_proto::{
-    Frame, FreeBatchId, InstanceId, Name, ReadId, RequestId, Secret, SessionId, Time, VolumeId,
-};
+use csnap_proto::{Frame, FreeBatchId, InstanceId, Name, RequestId, Secret, SessionId, Time};
 
-use super::read::Mark;
 use super::{Config, ConnId, Out, Output, ServerCore};
 use crate::state::Attached;
 
@@ -32,7 +29,6 @@ pub(super) struct Connection {
     /// Absent until it identified itself.
     pub(super) peer: Option<Peer>,
     pub(super) heard: Time,
-    pub(super) marks: BTreeMap<ReadId, Mark>,
     /// Highest batch of freed locations that it was told to forget.
     pub(super) told: FreeBatchId,
 }
@@ -81,11 +77,6 @@ impl Connections {
         Some(connection)
     }
 
-    /// Every mark on the origin of `volume`.
-    pub(super) fn marks_of(&mut self, volume: VolumeId) -> impl Iterator<Item = &mut Mark> {
-        self.all.values_mut().flat_map(|c| c.marks.values_mut()).filter(move |mark| mark.volume == volume)
-    }
-
     /// Connections of sessions that read any snapshot, with what they read.
     pub(super) fn readers(&self) -> impl Iterator<Item = (ConnId, Attached)> + '_ {
         self.all.iter().filter_map(|(&conn, c)| Some((conn, c.peer.as_ref()?.attached)))
@@ -116,8 +107,7 @@ impl ServerCore {
             out.push(Output::Close { conn });
             return;
         }
-        let connection =
-            Connection { peer: None, heard: self.now, marks: BTreeMap::new(), told: FreeBatchId(0) };
+        let connection = Connection { peer: None, heard: self.now, told: FreeBatchId(0) };
         self.connections.all.insert(conn, connection);
     }
 
@@ -126,6 +116,7 @@ impl ServerCore {
     pub(super) fn on_closed(&mut self, conn: ConnId) {
         if self.connections.remove(conn).is_some() {
             self.grants.forget(conn);
+            self.marks.forget(conn);
         }
     }
 

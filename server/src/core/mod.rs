@@ -19,6 +19,7 @@ mod commit;
 mod connection;
 mod create;
 mod grant;
+mod marks;
 mod operate;
 mod read;
 mod session;
@@ -36,6 +37,7 @@ use self::commit::Pipeline;
 use self::connection::Connections;
 use self::create::Creates;
 use self::grant::Grants;
+use self::marks::Marks;
 use self::operate::Operations;
 use crate::state::{Origin, Record, State};
 
@@ -333,6 +335,7 @@ pub struct ServerCore {
     pipeline: Pipeline,
     connections: Connections,
     grants: Grants,
+    marks: Marks,
     creates: Creates,
     operations: Operations,
     background: background::Background,
@@ -358,6 +361,7 @@ impl ServerCore {
             pipeline: Pipeline::default(),
             connections: Connections::default(),
             grants: Grants::default(),
+            marks: Marks::default(),
             creates: Creates::default(),
             operations: Operations::default(),
             background: background::Background::default(),

@@ -7,7 +7,6 @@
 //!
 //! Who relies on it: [`super::grant`] breaks marks in the step that makes chunks unique.
 
-use csnap_proto::limits::REQUESTS_PER_CONNECTION_MAX;
 use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::{Extent, FromServer, Place};
 use csnap_proto::{ChunkRange, Epoch, ReadId, RequestId, VolumeId};
@@ -15,15 +14,6 @@ use csnap_proto::{ChunkRange, Epoch, ReadId, RequestId, VolumeId};
 use super::canary::Canary;
 use super::{ConnId, ServerCore};
 use crate::state::Attached;
-
-/// A promise to tell the reader whether what it read from the origin was the snapshot's.
-#[derive(Debug)]
-pub(super) struct Mark {
-    pub(super) volume: VolumeId,
-    /// Runs that were on the origin at message 2.
-    ranges: Vec<ChunkRange>,
-    broken: bool,
-}
 
 impl ServerCore {
     pub(super) fn on_query_snapshot_read(
@@ -44,14 +34,13 @@ impl ServerCore {
         }
         let extents: Vec<Extent> =
             ranges.iter().flat_map(|&range| self.state.locate(volume, epoch, range)).collect();
-        let on_origin = |e: &&Extent| e.place == Place::Origin;
-        let marked: Vec<ChunkRange> = extents.iter().filter(on_origin).map(|e| e.range).collect();
-        if !marked.is_empty() {
-            let Some(connection) = self.connections.get_mut(conn) else { return };
-            if connection.marks.len() >= REQUESTS_PER_CONNECTION_MAX {
+        let is_there = |e: &&Extent| e.place == Place::Origin;
+        let on_origin: Vec<ChunkRange> = extents.iter().filter(is_there).map(|e| e.range).collect();
+        if !on_origin.is_empty() {
+            if self.marks.is_full(conn) {
                 return self.refuse(conn, id, RefusalKind::Invalid, "too many unfinished snapshot reads");
             }
-            connection.marks.insert(read, Mark { volume, ranges: marked, broken: false });
+            self.marks.make(conn, read, volume, ranges, on_origin);
         }
         self.send(conn, id, FromServer::SnapshotRead { read, extents });
     }
@@ -61,12 +50,7 @@ impl ServerCore {
             return;
         }
         // Only this connection's marks are looked at: whoever finishes elsewhere reads again.
-        let mark = self.connections.get_mut(conn).and_then(|c| c.marks.remove(&read));
-        let broken = self.config.broken;
-        let whole = match mark {
-            Some(mark) => !mark.broken || broken.breaks(Canary::ConfirmBrokenMark),
-            None => broken.breaks(Canary::ConfirmElsewhere),
-        };
+        let whole = self.marks.take(conn, read) || self.config.broken.breaks(Canary::ConfirmElsewhere);
         let answer =
             if whole { FromServer::FinishSnapshotReadOk { read } } else { FromServer::Retry { read } };
         self.send(conn, id, answer);
@@ -85,17 +69,16 @@ impl ServerCore {
 
     /// Chunks of `volume` become unique: reads of them that are under way may see what is written next.
     pub(super) fn break_marks(&mut self, volume: VolumeId, made_unique: &[ChunkRange]) {
-        for mark in self.connections.marks_of(volume) {
-            let overlap = |m: &ChunkRange| made_unique.iter().any(|u| u.overlaps(*m));
-            mark.broken = mark.broken || mark.ranges.iter().any(overlap);
+        if !self.config.broken.breaks(Canary::ConfirmBrokenMark) {
+            made_unique.iter().for_each(|range| self.marks.break_overlapping(volume, *range));
         }
     }
 
     /// A snapshot of `volume` is gone: no read that relies on the origin is confirmed any more. Readers of other
     /// snapshots of the volume read again, and get their confirmation.
     pub(super) fn break_all_marks(&mut self, volume: VolumeId) {
-        for mark in self.connections.marks_of(volume) {
-            mark.broken = true;
+        if !self.config.broken.breaks(Canary::ConfirmBrokenMark) {
+            self.marks.break_all(volume);
         }
     }
 }
