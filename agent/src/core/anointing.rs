@@ -25,6 +25,14 @@ pub const SERVER_LOCK: &str = "csnap/server";
 /// Wait after a refused conversion that no news explains (someone holds the lock in a mode that csnap never asks for).
 const REFUSED_WAIT: Duration = Duration::from_millis(100);
 
+/// At a cold start a node waits this long for others to show up, if another one served last, or none ever: nodes that
+/// start together are seen by then, and nobody minds it once in the life of a cluster.
+const SHOW_UP_WITHIN: Duration = Duration::from_millis(200);
+
+/// At a cold start a node waits this long for a better one that is up: starting a server takes well below it, and guests
+/// have waited longer already.
+const COLD_START_WITHIN: Duration = Duration::from_secs(2);
+
 /// How the node stands, for [`Anointing::pursue`].
 #[derive(Debug)]
 pub(super) struct Situation<'a> {
@@ -33,6 +41,8 @@ pub(super) struct Situation<'a> {
     pub(super) place: Option<u32>,
     /// Wait a rank.
     pub(super) place_step: Duration,
+    /// A node of higher priority is up, ready or not.
+    pub(super) outranked: bool,
     /// Term of the child that lives, and whether it serves.
     pub(super) child: Option<(Term, bool)>,
     /// Where the child listens.
@@ -89,6 +99,9 @@ pub(super) struct Anointing {
     value: ValueBlock,
     vacant_since: Option<Time>,
     not_before: Time,
+    /// There was a server since this agent started, its own or another's: whoever follows it does so without a wait. Until
+    /// then a vacancy is that of a cold start.
+    warm: bool,
 }
 
 impl Anointing {
@@ -100,6 +113,7 @@ impl Anointing {
             value: ValueBlock::default(),
             vacant_since: None,
             not_before: Time(0),
+            warm: false,
         }
     }
 
@@ -107,7 +121,9 @@ impl Anointing {
     /// that it stood for died with that agent.
     pub(super) fn begin(&mut self, leftovers: &[LockView]) {
         let ours = leftovers.iter().filter(|lock| lock.resource == SERVER_LOCK);
+        let served = ours.clone().any(|lock| lock.mode == Mode::Pw);
         *self = Self {
+            warm: self.warm || served,
             stand: Stand::Looking { asked: false },
             look: Look::Due,
             leftovers: ours.map(|lock| lock.lock).collect(),
@@ -122,7 +138,7 @@ impl Anointing {
 
     /// The session is gone, and the lock with it.
     pub(super) fn lose(&mut self) {
-        *self = Self::new();
+        *self = Self { warm: self.warm, ..Self::new() };
     }
 
     pub(super) fn is_away(&self) -> bool {
@@ -190,6 +206,7 @@ impl Anointing {
     fn on_value(&mut self, now: Time, value: ValueBlock, vacant: bool) {
         self.value = value;
         if !vacant {
+            self.warm = true;
             self.vacant_since = None;
         } else {
             self.vacant_since.get_or_insert(now);
@@ -255,7 +272,23 @@ impl Anointing {
             Some(_) => place.saturating_add(1),
             None => place,
         };
-        Some(since.after(situation.place_step.saturating_mul(steps)).max(self.not_before))
+        let ranks = situation.place_step.saturating_mul(steps);
+        Some(since.after(ranks + self.cold_wait(situation)).max(self.not_before))
+    }
+
+    /// What a cold start adds: the first that is ready is rarely the best, and a server that moves soon after is a pause
+    /// for nothing.
+    fn cold_wait(&self, situation: &Situation<'_>) -> Duration {
+        let last: Option<ServerAddress> = postcard::from_bytes(&self.value.bytes).ok();
+        if self.warm || self.handover().is_some() {
+            Duration::ZERO
+        } else if situation.outranked {
+            COLD_START_WITHIN
+        } else if last.is_some_and(|last| last.node == *situation.node) {
+            Duration::ZERO
+        } else {
+            SHOW_UP_WITHIN
+        }
     }
 
     /// When [`Self::pursue`] has something to do because time passed.
@@ -356,6 +389,7 @@ mod tests {
             node: &me,
             place: None,
             place_step: REFUSED_WAIT,
+            outranked: false,
             child: None,
             tcp: "",
             drained: false,

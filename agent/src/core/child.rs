@@ -14,7 +14,7 @@ use super::{ConnId, Output, Process, Timing};
 /// A child that never says hello is frozen in its start: kill it then.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
-/// A child that stays up this long starts again without waiting when it ends.
+/// A child that stays up this long, or follows the journal before, starts again without waiting when it ends.
 const HEALTHY_AFTER: Duration = Duration::from_secs(2);
 
 /// First wait before a restart of a child that ended early; doubles up to [`BACKOFF_MAX`].
@@ -37,6 +37,8 @@ pub(super) struct Child {
     backoff: Duration,
     /// Another node takes over: see [`HOLD_AT_MOST`].
     held: bool,
+    /// It was told to serve and does not yet: should it end now, that takeover failed.
+    owes_takeover: bool,
     /// When this core last looked: an agent that was itself stopped must not judge its child by the clock.
     looked: Time,
 }
@@ -52,6 +54,7 @@ enum State {
     Dying {
         process: Process,
         term: Option<Term>,
+        healthy: bool,
     },
     /// The agent ends: no new child. `last` has not been reaped yet.
     Stopped {
@@ -66,6 +69,8 @@ struct Up {
     /// Its connection and the address that it listens on, once it said hello.
     said_hello: Option<(ConnId, String)>,
     follows_journal: bool,
+    /// It did so once: starting it works.
+    followed: bool,
     duty: Duty,
     next_ping: Time,
     unanswered_since: Option<Time>,
@@ -75,8 +80,17 @@ struct Up {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Duty {
     Standby,
-    Serve { term: Term, serving: bool },
-    Drain { term: Term, drained: bool, until: Time },
+    /// `until`: it must serve by then.
+    Serve {
+        term: Term,
+        serving: bool,
+        until: Time,
+    },
+    Drain {
+        term: Term,
+        drained: bool,
+        until: Time,
+    },
 }
 
 impl Duty {
@@ -90,7 +104,13 @@ impl Duty {
 
 impl Child {
     pub(super) fn new(now: Time) -> Self {
-        Self { state: State::Down { restart_at: now }, backoff: BACKOFF_MIN, held: false, looked: now }
+        Self {
+            state: State::Down { restart_at: now },
+            backoff: BACKOFF_MIN,
+            held: false,
+            owes_takeover: false,
+            looked: now,
+        }
     }
 
     /// Starts, pings and kills as time demands. `held`: another node takes over.
@@ -103,8 +123,8 @@ impl Child {
             out.push(Output::SpawnServer);
         }
         let State::Up(up) = &mut self.state else { return };
-        if stopped_ourselves && up.unanswered_since.is_some() {
-            up.unanswered_since = Some(now);
+        if stopped_ourselves {
+            up.forgive(now);
         }
         if let Some(why) = up.overdue(now, timing) {
             out.push(Output::Note(format!("server {} is killed: {why}", up.process.pid)));
@@ -130,6 +150,7 @@ impl Child {
                     since: now,
                     said_hello: None,
                     follows_journal: false,
+                    followed: false,
                     duty: Duty::Standby,
                     next_ping: now,
                     unanswered_since: None,
@@ -156,14 +177,16 @@ impl Child {
     pub(super) fn on_standby(&mut self, follows_journal: bool) {
         if let State::Up(up) = &mut self.state {
             up.follows_journal = follows_journal;
+            up.followed |= follows_journal;
         }
     }
 
     pub(super) fn on_serving(&mut self, serving_term: Term) {
-        if let State::Up(Up { duty: Duty::Serve { term, serving }, .. }) = &mut self.state
+        if let State::Up(Up { duty: Duty::Serve { term, serving, .. }, .. }) = &mut self.state
             && *term == serving_term
         {
             *serving = true;
+            self.owes_takeover = false;
         }
     }
 
@@ -186,11 +209,16 @@ impl Child {
         }
     }
 
-    /// A process was reaped. Returns its term, if it was the child and had one.
-    pub(super) fn on_exit(&mut self, now: Time, ended: Process) -> Option<Term> {
+    /// Its takeover, if one is under way, is given up by us.
+    pub(super) fn excuse(&mut self) {
+        self.owes_takeover = false;
+    }
+
+    /// A process was reaped. Returns its term, if it was the child and had one, and whether it owed the takeover.
+    pub(super) fn on_exit(&mut self, now: Time, ended: Process) -> Option<(Term, bool)> {
         let (process, term, healthy) = match &self.state {
-            State::Up(up) => (up.process, up.duty.term(), now.since(up.since) >= HEALTHY_AFTER),
-            State::Dying { process, term } => (*process, *term, true),
+            State::Up(up) => (up.process, up.duty.term(), up.is_healthy(now)),
+            State::Dying { process, term, healthy } => (*process, *term, *healthy),
             State::Stopped { last: Some((process, term)) } => (*process, *term, true),
             _ => return None,
         };
@@ -198,9 +226,10 @@ impl Child {
         if process != ended {
             return None;
         }
+        let office = term.map(|term| (term, std::mem::take(&mut self.owes_takeover)));
         if let State::Stopped { last } = &mut self.state {
             *last = None;
-            return term;
+            return office;
         }
         if healthy {
             self.backoff = BACKOFF_MIN;
@@ -208,15 +237,16 @@ impl Child {
         } else {
             self.wait_before_restart(now);
         }
-        term
+        office
     }
 
-    /// It is the server of `term` from now on.
-    pub(super) fn anoint(&mut self, term: Term, out: &mut Vec<Output>) {
+    /// It is the server of `term` from now on, and must serve within `patience`.
+    pub(super) fn anoint(&mut self, now: Time, term: Term, patience: Duration, out: &mut Vec<Output>) {
         if let State::Up(up) = &mut self.state
             && let Some((conn, _)) = up.said_hello
         {
-            up.duty = Duty::Serve { term, serving: false };
+            up.duty = Duty::Serve { term, serving: false, until: now.after(patience) };
+            self.owes_takeover = true;
             out.push(Output::tell(conn, FromAgent::Serve { term }));
         }
     }
@@ -242,9 +272,9 @@ impl Child {
     /// Ends it the hard way. Nothing more is expected of it.
     pub(super) fn kill(&mut self, out: &mut Vec<Output>) {
         if let State::Up(up) = &self.state {
-            let (process, term) = (up.process, up.duty.term());
+            let (process, term, healthy) = (up.process, up.duty.term(), up.is_healthy(self.looked));
             out.push(Output::Kill(process));
-            self.state = State::Dying { process, term };
+            self.state = State::Dying { process, term, healthy };
         }
     }
 
@@ -274,7 +304,7 @@ impl Child {
     /// The term under which it serves.
     pub(super) fn serving_term(&self) -> Option<Term> {
         match &self.state {
-            State::Up(Up { duty: Duty::Serve { term, serving: true }, .. }) => Some(*term),
+            State::Up(Up { duty: Duty::Serve { term, serving: true, .. }, .. }) => Some(*term),
             _ => None,
         }
     }
@@ -305,7 +335,7 @@ impl Child {
     pub(super) fn process(&self) -> Option<(Process, Option<Term>)> {
         match &self.state {
             State::Up(up) => Some((up.process, up.duty.term())),
-            State::Dying { process, term } => Some((*process, *term)),
+            State::Dying { process, term, .. } => Some((*process, *term)),
             State::Stopped { last } => *last,
             _ => None,
         }
@@ -338,11 +368,25 @@ impl Child {
 }
 
 impl Up {
+    fn is_healthy(&self, now: Time) -> bool {
+        self.followed || now.since(self.since) >= HEALTHY_AFTER
+    }
+
     fn ping(&mut self, now: Time, timing: &Timing, out: &mut Vec<Output>) {
         self.next_ping = now.after(timing.ping_interval);
         if let Some((conn, _)) = self.said_hello {
             self.unanswered_since.get_or_insert(now);
             out.push(Output::tell(conn, FromAgent::Ping));
+        }
+    }
+
+    /// We were stopped ourselves: what it did not do meanwhile, we would not have seen.
+    fn forgive(&mut self, now: Time) {
+        if self.unanswered_since.is_some() {
+            self.unanswered_since = Some(now);
+        }
+        if let Duty::Serve { serving: false, until, .. } = &mut self.duty {
+            *until = (*until).max(now.after(HELLO_WITHIN));
         }
     }
 
@@ -355,6 +399,7 @@ impl Up {
             return Some("it never said hello");
         }
         match self.duty {
+            Duty::Serve { serving: false, until, .. } if now >= until => Some("it did not take over in time"),
             Duty::Drain { until, drained, .. } if now >= until && !drained => {
                 Some("it did not drain in time")
             }
@@ -366,7 +411,10 @@ impl Up {
     fn deadline(&self, timing: &Timing) -> Time {
         let silence = self.unanswered_since.map(|since| since.after(timing.ping_timeout));
         let hello = self.said_hello.is_none().then(|| self.since.after(HELLO_WITHIN));
-        let drain = if let Duty::Drain { until, .. } = self.duty { Some(until) } else { None };
-        [silence, hello, drain].into_iter().flatten().fold(self.next_ping, Time::min)
+        let duty = match self.duty {
+            Duty::Serve { serving: false, until, .. } | Duty::Drain { until, .. } => Some(until),
+            Duty::Standby | Duty::Serve { .. } => None,
+        };
+        [silence, hello, duty].into_iter().flatten().fold(self.next_ping, Time::min)
     }
 }

@@ -270,7 +270,8 @@ impl AgentCore {
         } else if self.priority == 0 && !self.members.any_ready() {
             format!("{} has priority 0 and never serves, and no other node is ready", me.0)
         } else if !me.1.standby_ready && !self.members.any_ready() {
-            format!("no node is ready to serve; on {}: {}", me.0, self.child.why_not_ready())
+            let why = me.1.trouble.as_deref().unwrap_or(self.child.why_not_ready());
+            format!("no node is ready to serve; on {}: {why}", me.0)
         } else {
             "the next server is being chosen".to_owned()
         })

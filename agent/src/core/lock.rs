@@ -110,6 +110,7 @@ impl AgentCore {
         out.push(Output::Note(format!("the lockd session is lost: {reason}")));
         self.lockd = None;
         if self.anointing.reign().is_some() {
+            self.child.excuse();
             self.child.kill(out);
         }
         self.anointing.lose();
@@ -140,7 +141,7 @@ impl AgentCore {
             }
             (op, reply) => {
                 let anointed = self.anointing.on_answer(now, &self.config.node, op, reply);
-                self.on_anointed(anointed, out);
+                self.on_anointed(now, anointed, out);
             }
         }
     }
@@ -155,20 +156,20 @@ impl AgentCore {
             }
             event => {
                 let anointed = self.anointing.on_event(now, &self.config.node, event);
-                self.on_anointed(anointed, out);
+                self.on_anointed(now, anointed, out);
             }
         }
     }
 
     /// The lock is ours: so is the term. If the child cannot serve after all, the next settling gives it back.
-    fn on_anointed(&mut self, anointed: Option<Anointed>, out: &mut Vec<Output>) {
+    fn on_anointed(&mut self, now: Time, anointed: Option<Anointed>, out: &mut Vec<Output>) {
         let Some(Anointed { term, pinned }) = anointed else { return };
         if pinned {
             self.members.overrule_better(self.priority);
         }
         if self.child.is_ready_standby() {
             out.push(Output::Note(format!("our server is anointed, term {term}")));
-            self.child.anoint(term, out);
+            self.child.anoint(now, term, self.attempts.patience(), out);
         }
     }
 
@@ -179,7 +180,8 @@ impl AgentCore {
             server_pid: self.child.process().map(|(process, _)| process.pid),
             export_pid: self.exporter.process().map(|process| process.pid),
             priority: self.priority,
-            standby_ready: self.child.is_ready_standby() && self.stopping.is_none(),
+            standby_ready: self.could_serve(),
+            trouble: self.attempts.trouble(),
             nbd: self.exporter.nbd.clone(),
             wishes: self.wishes.published(),
         }

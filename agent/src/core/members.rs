@@ -112,6 +112,11 @@ impl Members {
         self.peers.iter().flat_map(|(session, peer)| peer.info.wishes.iter().map(|wish| (*session, wish)))
     }
 
+    /// A node that may serve ranks higher, ready or not.
+    pub(super) fn outranks(&self, priority: u32) -> bool {
+        self.peers.values().any(|peer| peer.info.priority > priority)
+    }
+
     pub(super) fn any_ready(&self) -> bool {
         self.peers.values().any(|peer| peer.info.standby_ready && peer.info.priority > 0)
     }

@@ -5,7 +5,7 @@
 //! leaves that do not know each other:
 //!
 //! - `anointing`: the loop on the server lock; `members`: the live nodes and their order;
-//! - `child`: the server child; `exporter`: the node's exporter; `reaping`: the dead, to be declared to the server;
+//! - `child`: the server child; `attempts`: its takeovers that failed; `exporter`: the node's exporter; `reaping`: the dead, to be declared to the server;
 //! - `seekers`: clients that wait for a socket; `wishes`: operators' requests to other nodes;
 //! - `io`: what goes in and comes out;
 //! - `conversation`: what is said on the agent's socket; `saved`: what a later life of the agent must know.
@@ -17,6 +17,7 @@
 //! with its value block given up, before anything else is waited for. The gate of its term makes that safe.
 
 mod anointing;
+mod attempts;
 mod child;
 mod conversation;
 mod exporter;
@@ -46,6 +47,7 @@ pub use self::saved::SavedState;
 pub use self::seekers::Ticket;
 
 use self::anointing::{Anointing, Reign, Situation, Succession};
+use self::attempts::Attempts;
 use self::child::Child;
 use self::conversation::Peer;
 use self::exporter::Exporter;
@@ -66,6 +68,7 @@ pub struct AgentCore {
     anointing: Anointing,
     members: Members,
     child: Child,
+    attempts: Attempts,
     exporter: Exporter,
     reaping: Reaping,
     seekers: Seekers,
@@ -126,6 +129,7 @@ impl AgentCore {
             self.child.next_deadline(timing),
             self.exporter.next_deadline().filter(|_| self.stopping.is_none()),
             self.anointing.next_deadline(&self.situation()).filter(|_| self.client.has_room()),
+            self.attempts.next_deadline(self.is_alone()),
             self.seekers.next_deadline(self.known.as_ref()),
             self.wishes.next_deadline(),
             self.reaping.next_deadline(self.known.as_ref()),
@@ -146,6 +150,10 @@ impl AgentCore {
     fn settle(&mut self, now: Time, out: &mut Vec<Output>) {
         let another_takes_over = self.known.is_none() && self.members.any_ready();
         self.child.tick(now, &self.config.timing, another_takes_over, out);
+        if self.child.serving_term().is_some() {
+            self.attempts.on_served();
+        }
+        self.attempts.tick(now, self.is_alone());
         if self.stopping.is_none() {
             self.exporter.tick(now, out);
         }
@@ -176,16 +184,24 @@ impl AgentCore {
         }
     }
 
+    /// Our standby would take over if it were asked to now.
+    fn could_serve(&self) -> bool {
+        self.child.is_ready_standby() && !self.attempts.is_resting() && self.stopping.is_none()
+    }
+
+    /// Nobody serves, and no other node is ready to.
+    fn is_alone(&self) -> bool {
+        self.known.is_none() && !self.members.any_ready()
+    }
+
     fn situation(&self) -> Situation<'_> {
-        let may = self.members.known
-            && self.priority > 0
-            && self.child.is_ready_standby()
-            && self.stopping.is_none();
+        let may = self.members.known && self.priority > 0 && self.could_serve();
         let duty = self.child.process().and_then(|(_, term)| term).filter(|term| self.child.has_term(*term));
         Situation {
             node: &self.config.node,
             place: may.then(|| self.members.place(&self.config.node, self.priority)),
             place_step: self.config.timing.place_step,
+            outranked: self.members.outranks(self.priority),
             child: duty.map(|term| (term, self.child.serving_term() == Some(term))),
             tcp: self.child.tcp().unwrap_or_default(),
             drained: self.child.is_drained(),
@@ -273,8 +289,12 @@ impl AgentCore {
     }
 
     fn on_ended(&mut self, now: Time, process: Process, out: &mut Vec<Output>) {
-        if let Some(term) = self.child.on_exit(now, process) {
+        if let Some((term, owed_takeover)) = self.child.on_exit(now, process) {
             self.reaping.add(Dead::Server { term });
+            if owed_takeover {
+                self.attempts.on_failed(now);
+                out.push(Output::Note(format!("our server of term {term} ended before it served")));
+            }
         }
         if let Some(run) = self.exporter.on_exit(now, process, out) {
             self.reaping.add(Dead::Client(run));

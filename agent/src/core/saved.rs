@@ -10,6 +10,7 @@ use csnap_proto::{EventNumber, Secret, SessionId, Term, Time};
 use serde::{Deserialize, Serialize};
 
 use super::anointing::Anointing;
+use super::attempts::Attempts;
 use super::child::Child;
 use super::exporter::{ClientRun, Exporter};
 use super::members::Members;
@@ -89,6 +90,7 @@ impl AgentCore {
             anointing: Anointing::new(),
             members: Members::default(),
             child: Child::new(now),
+            attempts: Attempts::default(),
             exporter: Exporter::new(now, alive),
             reaping,
             seekers: Seekers::default(),

@@ -151,6 +151,7 @@ impl Gathered {
                 "state": if info.is_some() { "up" } else { "down" },
                 "priority": info.map(|info| info.priority),
                 "standby_ready": info.map(|info| info.standby_ready),
+                "trouble": info.and_then(|info| info.trouble.as_ref()),
                 "agent_pid": info.map(|info| info.agent_pid),
                 "server_pid": info.and_then(|info| info.server_pid),
                 "export_pid": info.and_then(|info| info.export_pid),
@@ -264,7 +265,22 @@ impl Gathered {
             None => "pool    not known without a server\n".to_owned(),
         };
         let server = format!("server  {}", self.server_line());
-        format!("{lockd}{server}{pool}\n{}\n{}{}", self.nodes_table(), self.volumes_table(), self.waiting())
+        format!(
+            "{lockd}{server}{pool}\n{}{}\n{}{}",
+            self.nodes_table(),
+            self.troubles(),
+            self.volumes_table(),
+            self.waiting()
+        )
+    }
+
+    /// Nodes whose servers keep failing, and how.
+    fn troubles(&self) -> String {
+        let line = |(id, info): (&Name, &Option<NodeInfo>)| {
+            let trouble = info.as_ref()?.trouble.as_ref()?;
+            Some(format!("{id}: {trouble}\n"))
+        };
+        self.in_order().filter_map(line).collect()
     }
 
     fn volumes_table(&self) -> String {

@@ -87,6 +87,8 @@ pub struct NodeInfo {
     /// Its standby follows the journal and could take over now. False while its server serves: a vacancy then is
     /// its own, and nobody waits for it.
     pub standby_ready: bool,
+    /// Why its server keeps failing to take over, if so; for people.
+    pub trouble: Option<String>,
     /// URIs of the exporter.
     pub nbd: Vec<String>,
     /// What its operators asked for, at most [`WISHES_MAX`].

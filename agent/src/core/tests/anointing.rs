@@ -6,7 +6,8 @@ use csnap_proto::message::local::{FromAgent, ToAgent};
 use csnap_proto::{Name, Term};
 
 use super::super::{Failback, Input};
-use super::world::{FAILBACK, LEASE, PING_TIMEOUT, PLACE_STEP, World};
+use super::played::Takeovers;
+use super::world::{COLD_START, FAILBACK, LEASE, PING_TIMEOUT, PLACE_STEP, World};
 
 /// News of a vacancy, a lock conversion, a takeover: all that a failover costs here beside waiting.
 const FAST: Duration = Duration::from_millis(10);
@@ -248,6 +249,85 @@ fn every_reign_has_its_own_term() {
     let terms: Vec<_> = world.anointed.iter().map(|(term, _)| *term).collect();
     assert!(terms.len() > 20 && terms.is_sorted_by(|a, b| a < b), "{terms:?}");
     assert_ne!(terms[0], Term(0));
+}
+
+/// How often the node was anointed.
+fn anointments(world: &World, n: usize) -> usize {
+    world.anointed.iter().filter(|(_, node)| *node == n).count()
+}
+
+#[test]
+fn a_node_that_cannot_take_over_leaves_its_turn_to_the_next_and_says_so() {
+    let mut world = World::new(&[100, 50], Failback::Auto);
+    world.nodes[0].takeovers = Takeovers::Fail;
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.server(), 1);
+    let attempts = anointments(&world, 0);
+    assert!((3..=16).contains(&attempts), "{attempts}");
+    let status = world.nodes[1].core.as_ref().expect("runs").status();
+    let trouble =
+        status.nodes.iter().find_map(|node| node.info.trouble.clone()).expect("shown on every node");
+    assert!(trouble.contains("in a row"), "{trouble}");
+    world.nodes[0].takeovers = Takeovers::Work;
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.server(), 0, "it is the best again");
+    assert_eq!(world.nodes[0].core.as_ref().expect("runs").status().nodes[0].info.trouble, None);
+}
+
+#[test]
+fn the_only_node_goes_on_trying() {
+    let mut world = World::new(&[100], Failback::Auto);
+    world.nodes[0].takeovers = Takeovers::Fail;
+    world.run(Duration::from_secs(60));
+    assert!((10..=20).contains(&anointments(&world, 0)), "{:?}", world.anointed);
+    let vacancy = world.nodes[0].core.as_ref().expect("runs").status().vacancy;
+    assert!(vacancy.as_ref().is_some_and(|why| why.contains("in a row")), "{vacancy:?}");
+    world.nodes[0].takeovers = Takeovers::Work;
+    world.run(Duration::from_secs(12));
+    assert_eq!(world.server(), 0, "its trouble has passed");
+}
+
+#[test]
+fn at_a_cold_start_the_best_node_serves_first() {
+    for failback in [Failback::Auto, Failback::Manual] {
+        for (late, priorities) in [(2, [10, 50, 100]), (0, [100, 50, 10]), (1, [1, 1000, 1])] {
+            let mut world = World::cold(&priorities, failback);
+            for n in (0..3).filter(|n| *n != late) {
+                world.start_agent(n);
+            }
+            world.run(Duration::from_millis(100));
+            world.start_agent(late);
+            world.run(FAILBACK * 2);
+            assert_eq!((world.server(), world.anointed.len()), (late, 1), "{:?}", world.anointed);
+        }
+    }
+}
+
+#[test]
+fn a_better_node_that_does_not_get_ready_is_not_waited_for_long() {
+    let mut world = World::new(&[100, 50], Failback::Auto);
+    world.never_gets_ready(0);
+    let took = world.run_until(COLD_START, "the other serves", |world| world.serving() == [1]);
+    assert!(took > Duration::from_millis(500), "it is waited for: {took:?}");
+}
+
+#[test]
+fn a_node_that_served_last_waits_for_nobody_when_everything_starts_again() {
+    let mut world = World::new(&[100], Failback::Auto);
+    world.run(Duration::from_secs(1));
+    world.kill_agent(0);
+    world.nodes[0].saved = None;
+    world.run(LEASE * 2);
+    world.start_agent(0);
+    world.run_until(FAST, "it serves", |world| world.serving() == [0]);
+}
+
+#[test]
+fn a_takeover_that_hangs_is_given_up() {
+    let mut world = World::new(&[100, 50], Failback::Manual);
+    world.nodes[0].takeovers = Takeovers::Hang;
+    world.run(Duration::from_secs(40));
+    assert_eq!(world.server(), 1);
 }
 
 #[test]

@@ -210,6 +210,14 @@ fn what_an_earlier_child_said_last_is_not_taken_for_the_present_one() {
 }
 
 #[test]
+fn a_server_that_cannot_start_is_started_now_and_then() {
+    let mut world = World::new(&[100], Failback::Auto);
+    world.nodes[0].starts_fail = true;
+    world.run(Duration::from_secs(60));
+    assert!((10..=20).contains(&world.nodes[0].servers_started), "{}", world.nodes[0].servers_started);
+}
+
+#[test]
 fn an_exporter_that_is_told_to_stop_stays_stopped() {
     let mut world = alone();
     let conn = world.ask(0, ToAgent::StopExporter);

@@ -24,6 +24,16 @@ pub(super) struct PlayedServer {
     pub(super) serving: Option<Term>,
 }
 
+/// What comes of the takeovers of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takeovers {
+    Work,
+    /// The server ends.
+    Fail,
+    /// It answers pings and never serves.
+    Hang,
+}
+
 /// What a played server does next.
 #[derive(Clone, Copy)]
 pub(super) enum ChildStep {
@@ -118,9 +128,15 @@ impl World {
 
     fn spawn_server(&mut self, n: usize) {
         let process = self.process();
+        self.nodes[n].servers_started += 1;
         self.nodes[n].child = Some(PlayedServer { process, conn: ConnId(0), frozen: false, serving: None });
         self.step(n, Input::ServerSpawned(Ok(process)));
         self.push(START, Event::Child(n, process, ChildStep::Hello));
+    }
+
+    /// The server of `n` never gets ready.
+    pub(super) fn never_gets_ready(&mut self, n: usize) {
+        self.nodes[n].child.as_mut().expect("it was started").frozen = true;
     }
 
     fn server_at(&self, tcp: &str) -> Option<&PlayedServer> {
@@ -167,6 +183,7 @@ impl World {
                 say(self, ToAgent::ServerHello { tcp: address(process) });
                 self.push(START, Event::Child(n, process, ChildStep::Follow));
             }
+            ChildStep::Follow if self.nodes[n].starts_fail => self.end(n, process),
             ChildStep::Follow => say(self, ToAgent::ServerStandby { ready: true }),
             ChildStep::Serve(term) => {
                 self.nodes[n].child.as_mut().expect("checked above").serving = Some(term);
@@ -191,7 +208,13 @@ impl World {
             (Some(child), FromAgent::Serve { term }) => {
                 assert!(self.anointed.iter().all(|(older, _)| *older < term), "terms only grow");
                 self.anointed.push((term, n));
-                self.push(TAKEOVER, Event::Child(n, child.process, ChildStep::Serve(term)));
+                match self.nodes[n].takeovers {
+                    Takeovers::Work => {
+                        self.push(TAKEOVER, Event::Child(n, child.process, ChildStep::Serve(term)))
+                    }
+                    Takeovers::Fail => self.push(TAKEOVER, Event::Child(n, child.process, ChildStep::Exit)),
+                    Takeovers::Hang => {}
+                }
             }
             (Some(child), FromAgent::Drain) => {
                 self.push(LOCAL, Event::Child(n, child.process, ChildStep::Drained));

@@ -12,10 +12,12 @@ use csnap_proto::message::lock::{FromLockd, LockEvent, ToLockd};
 use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
 
 use super::super::{AgentCore, ConnId, CoreConfig, Dead, Failback, Input, Process, SavedState, Timing};
-use super::played::{ChildStep, PlayedServer};
+use super::played::{ChildStep, PlayedServer, Takeovers};
 
 pub(super) const PLACE_STEP: Duration = Duration::from_millis(40);
 pub(super) const FAILBACK: Duration = Duration::from_secs(5);
+/// Longest that a cold start waits for a better node.
+pub(super) const COLD_START: Duration = Duration::from_secs(3);
 pub(super) const LEASE: Duration = Duration::from_millis(1500);
 pub(super) const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -39,6 +41,9 @@ pub(super) struct Node {
     pub(super) child: Option<PlayedServer>,
     pub(super) exporter: Option<Process>,
     pub(super) exporters_started: u32,
+    pub(super) servers_started: u32,
+    /// Its servers end before they follow the journal.
+    pub(super) starts_fail: bool,
     connection: Option<(u64, ConnectionId)>,
     pub(super) cut: bool,
     pub(super) next_conn: u64,
@@ -50,6 +55,8 @@ pub(super) struct Node {
     pub(super) handed_out: Vec<(ConnId, Term)>,
     pub(super) probes: u32,
     pub(super) stopped: bool,
+    /// How its servers take over.
+    pub(super) takeovers: Takeovers,
 }
 
 pub(super) struct World {
@@ -70,6 +77,13 @@ pub(super) struct World {
 impl World {
     /// A node for each priority, all started.
     pub(super) fn new(priorities: &[u32], failback: Failback) -> Self {
+        let mut world = Self::cold(priorities, failback);
+        (0..priorities.len()).for_each(|n| world.start_agent(n));
+        world
+    }
+
+    /// A node for each priority, none started.
+    pub(super) fn cold(priorities: &[u32], failback: Failback) -> Self {
         let lockd = Lockd::new(Time(0), Name::new("lockd1").expect("a name"), 1, Table::default());
         let mut world = Self {
             now: Time(0),
@@ -94,6 +108,8 @@ impl World {
                 child: None,
                 exporter: None,
                 exporters_started: 0,
+                servers_started: 0,
+                starts_fail: false,
                 connection: None,
                 cut: false,
                 next_conn: 0,
@@ -104,8 +120,8 @@ impl World {
                 handed_out: Vec::new(),
                 probes: 0,
                 stopped: false,
+                takeovers: Takeovers::Work,
             });
-            world.start_agent(i);
         }
         world
     }
