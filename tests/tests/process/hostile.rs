@@ -75,7 +75,6 @@ fn commands_that_make_no_sense_get_one_clear_line() {
     for arguments in [
         &["volume", "create", "v", "--size", "1M"][..],
         &["volume", "create", "w", "--size", "9000000T"],
-        &["volume", "create", "w", "--size", "17T"],
         &["volume", "create", "w", "--origin", "/no/such/file"],
         &["volume", "create", "w", "--from", "/no/such/file"],
         &["volume", "show", "nobody"],

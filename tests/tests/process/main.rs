@@ -18,5 +18,6 @@ mod messages;
 mod namespaces;
 mod nbd;
 mod placement;
+mod sizes;
 mod story;
 mod writer;
