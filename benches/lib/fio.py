@@ -25,19 +25,32 @@ JOBS = {
 }
 
 
-def run_fio(job, uri, seconds, size_mib):
-    """IOPS or MiB/s of one run."""
+def run_fio(job, uri, seconds, size_mib, ramp_seconds=0):
+    """IOPS or MiB/s of one run, not counting what comes before the ramp's end."""
     job = JOBS[job]
-    command = [
-        "fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--rw={job.rw}", f"--bs={job.bs}",
-        f"--iodepth={job.depth}", f"--size={size_mib}M", f"--runtime={seconds}", "--output-format=json",
-        "--randrepeat=0", "--gtod_reduce=1", "--refill_buffers=0", "--buffer_pattern=0x5a5aa5a5",
-    ]
+    extra = [f"--runtime={seconds}", "--gtod_reduce=1"]
+    if ramp_seconds:
+        extra.append(f"--ramp_time={int(ramp_seconds * 1000)}ms")
     if not job.once:
-        command.append("--time_based")
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"fio failed on {uri}: {done.stderr or done.stdout}")
-    text = done.stdout[done.stdout.index("{"):]
-    side = json.loads(text)["jobs"][0]["read" if "read" in job.rw else "write"]
+        extra.append("--time_based")
+    side = finish(start(uri, job.rw, job.bs, job.depth, size_mib, *extra))
     return side["iops"] if job.unit == "IOPS" else side["bw_bytes"] / (1 << 20)
+
+
+def start(uri, rw, bs, depth, size_mib, *extra):
+    """A run of fio in the background."""
+    command = [
+        "fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={bs}", f"--iodepth={depth}",
+        f"--size={size_mib}M", "--output-format=json", "--randrepeat=0", "--refill_buffers=0",
+        "--buffer_pattern=0x5a5aa5a5", *extra,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(run):
+    """What fio says of its reads or writes, once it ended."""
+    out, error = run.communicate()
+    if run.returncode != 0:
+        raise SystemExit(f"fio failed: {' '.join(run.args)}: {error or out}")
+    job = json.loads(out[out.index("{"):])["jobs"][0]
+    return job["read" if "read" in job["job options"]["rw"] else "write"]

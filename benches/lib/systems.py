@@ -119,30 +119,86 @@ class QemuNbd(System):
 
 
 class Csnap(System):
-    """`csnap up` with one node."""
+    """`csnap up` with one node, or more; node 1 exports the disk."""
     has_snapshots = True
 
     def __init__(self, tools, work, name):
         super().__init__(tools, work, name)
-        self.socket = work / "data" / "nbd.sock"
+        self.data = work / "data"
+        self.socket = self.data / "nbd.sock"
 
     @property
     def uri(self):
-        return f"nbd+unix:///disk?socket={self.socket}"
+        return self.uri_of("disk")
+
+    def uri_of(self, volume):
+        return f"nbd+unix:///{volume}?socket={self.socket}"
+
+    def run(self, *arguments):
+        """A command's result, whatever it is."""
+        command = [self.tools.csnap, "--dir", str(self.data), *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
 
     def csnap(self, *arguments):
-        command = [self.tools.csnap, "--dir", str(self.work / "data"), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        """What a command prints that must succeed."""
+        done = self.run(*arguments)
+        if done.returncode != 0:
+            raise SystemExit(f"{self.name}: csnap {' '.join(arguments[:3])}: {done.stderr.strip()}")
+        return done.stdout
+
+    def up(self, nodes=1):
+        self.socket.unlink(missing_ok=True)
+        self.spawn([self.tools.csnap, "--dir", str(self.data), "up", "--nbd", "127.0.0.1:0", "--nodes", str(nodes)])
+        wait_until(f"{self.name} serves", lambda: self.serves(nodes))
+
+    def serves(self, nodes):
+        status = self.status()
+        ready = [node for node in status["nodes"] if node["nbd"] and node["server_pid"]]
+        return status["server"]["state"] == "serving" and len(ready) == nodes
 
     def start(self, size_mib):
-        self.spawn([self.tools.csnap, "--dir", str(self.work / "data"), "up", "--nbd", "127.0.0.1:0"])
+        self.up()
         raw = self.work / "source"
         write_raw(raw, size_mib)
         self.csnap("volume", "create", "disk", "--from", str(raw))
         raw.unlink()
 
-    def snapshot(self, name):
-        self.csnap("snapshot", "create", f"disk@{name}")
+    def status(self):
+        return json.loads(self.csnap("status", "--json"))
 
-    def drop_snapshot(self, name):
-        self.csnap("snapshot", "delete", f"disk@{name}")
+    def volume(self, name="disk"):
+        return json.loads(self.csnap("--json", "volume", "show", name))
+
+    def snapshot(self, *names, volume="disk"):
+        self.csnap("snapshot", "create", *(f"{volume}@{name}" for name in names))
+
+    def drop_snapshot(self, *names, volume="disk"):
+        self.csnap("snapshot", "delete", *(f"{volume}@{name}" for name in names))
+
+    def store_mib(self):
+        """What the store of snapshots takes on disk."""
+        done = subprocess.run(["du", "-sk", str(self.data / "pool" / "store")], capture_output=True, text=True)
+        return int(done.stdout.split()[0]) / 1024  # files that vanish meanwhile are no error
+
+    def settle(self):
+        """Until the last guest has left and nothing is reaped or given back any more."""
+        looks = []
+
+        def at_rest():
+            status = self.status()
+            if status["pool"] is None or any(volume["attached"] for volume in status["volumes"]):
+                return False
+            looks.append((status["pool"]["used_bytes"], status["pool"]["held_bytes"], self.store_mib()))
+            time.sleep(0.1)
+            return looks[-3:] == looks[-1:] * 3
+
+        wait_until(f"{self.name} is at rest", at_rest)
+
+
+def wait_until(what, holds, seconds=300):
+    """Looks often; gives up the whole measurement when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"waited too long until {what}")
+        time.sleep(0.01)
