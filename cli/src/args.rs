@@ -219,6 +219,13 @@ pub(crate) enum Node {
         #[arg(value_parser = parse_priority)]
         priority: Priority,
     },
+    /// Take from a lost node what it has attached, once it cannot write any more.
+    Fence {
+        node: Name,
+        /// You made sure: it is without power, or its storage refuses it.
+        #[arg(long)]
+        fenced: bool,
+    },
 }
 
 /// Two things under one name: a daemon with `--config`, an operator's command without.
@@ -389,6 +396,7 @@ mod tests {
             "csnap node list",
             "csnap node priority n1 50",
             "csnap node priority n1 auto",
+            "csnap node fence n1 --fenced",
             "csnap server show",
             "csnap server move n2",
             "csnap status --watch",

@@ -6,7 +6,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use csnap_proto::limits::SNAPSHOT_READS_MAX;
-use csnap_proto::message::operate::{HELD_REASONS_MAX, OperatorReply, OperatorRequest, RefusalKind, Source};
+use csnap_proto::message::operate::{
+    Fenced, HELD_REASONS_MAX, OperatorReply, OperatorRequest, RefusalKind, Source,
+};
 use csnap_proto::message::volume::{Attach, FromServer, Identify, IdentifyOk, Place, ToServer};
 use csnap_proto::{
     Chunk, ChunkRange, ChunkSize, Frame, FreeBatchId, InstanceId, Name, PoolId, ReadId, RequestId,
@@ -137,12 +139,16 @@ impl Desk {
     }
 
     fn connect(&mut self, conn: u64, who: u8, attach: Attach) -> FromServer {
+        self.connect_from("n1", conn, who, attach)
+    }
+
+    fn connect_from(&mut self, node: &str, conn: u64, who: u8, attach: Attach) -> FromServer {
         self.give(Input::Accepted { conn: ConnId(conn) });
         let identify = Identify {
             session: SessionId([who; 16]),
             secret: Secret([who; 16]),
             instance: InstanceId([who; 16]),
-            node: name("n1"),
+            node: name(node),
             pid: u32::from(who),
             attach,
             cached_epoch: None,
@@ -464,7 +470,7 @@ fn a_reaped_writer_gives_its_volume_up() {
 #[test]
 fn a_fenced_writer_that_comes_back_is_told_and_not_attached_anew() {
     let mut desk = Desk::with_writer();
-    desk.operate(1, 2, OperatorRequest::Fence { session: SessionId([2; 16]) });
+    desk.operate(1, 2, OperatorRequest::Fence { whom: Fenced::Session(SessionId([2; 16])) });
     desk.give(Input::Accepted { conn: ConnId(8) });
     let identify = Identify {
         session: SessionId([2; 16]),
@@ -477,6 +483,33 @@ fn a_fenced_writer_that_comes_back_is_told_and_not_attached_anew() {
     };
     let answer = desk.ask(ConnId(8), ToServer::Identify(identify));
     assert_eq!(refused(&answer), Some(RefusalKind::NotFound));
+}
+
+#[test]
+fn a_fenced_node_gives_everything_up_and_a_node_that_is_heard_of_is_not_fenced() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.say(ConnId(2), ToServer::Release);
+    desk.connect_from("n2", 3, 3, Attach::Writer(name("v")));
+    desk.connect_from("n2", 4, 4, Attach::Snapshot(target("v@a")));
+    desk.connect_from("n3", 5, 5, Attach::Snapshot(target("v@a")));
+    let fence = |node| OperatorRequest::Fence { whom: Fenced::Node(name(node)) };
+    desk.give(Input::Closed { conn: ConnId(3) });
+    let FromServer::Refused(refusal) = desk.operate(1, 3, fence("n2")) else { panic!("refused") };
+    assert!(refusal.kind == RefusalKind::Busy && refusal.reason.contains("pid 4"), "{}", refusal.reason);
+    desk.give(Input::Closed { conn: ConnId(4) });
+    assert_eq!(refused(&desk.operate(1, 4, fence("n2"))), Some(RefusalKind::Busy), "it may come back");
+    for _ in 0..15 {
+        desk.say(ConnId(1), ToServer::Renew { forgotten: FreeBatchId(0) });
+        desk.say(ConnId(5), ToServer::Renew { forgotten: FreeBatchId(0) });
+        desk.pass(Duration::from_secs(1));
+    }
+    assert_eq!(refused(&desk.operate(1, 5, fence("n4"))), Some(RefusalKind::NotFound));
+    assert!(matches!(desk.operate(1, 6, fence("n2")), FromServer::Operated(OperatorReply::Done)));
+    assert!(matches!(desk.connect(6, 6, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)));
+    let readers: Vec<_> = desk.core.state().sessions().map(|s| s.node.to_string()).collect();
+    assert!(readers.contains(&"n3".to_owned()) && !readers.contains(&"n2".to_owned()), "{readers:?}");
+    desk.check();
 }
 
 #[test]

@@ -21,6 +21,15 @@ pub enum Source {
     Import,
 }
 
+/// Who cannot write any more, by the operator's word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fenced {
+    /// One session.
+    Session(SessionId),
+    /// A node: every session of its processes. Refused while one of them is connected.
+    Node(Name),
+}
+
 /// A request of an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OperatorRequest {
@@ -108,11 +117,11 @@ pub enum OperatorRequest {
         /// Of the dead server.
         term: Term,
     },
-    /// The operator vouches that the session's node is fenced: it ends although nobody saw it die. →
+    /// The operator vouches that these cannot write any more: their sessions end although nobody saw them die. →
     /// [`OperatorReply::Done`].
     Fence {
-        /// The lost session.
-        session: SessionId,
+        /// Whoever is lost.
+        whom: Fenced,
     },
 }
 

@@ -152,7 +152,7 @@ impl ServerCore {
                 Ok(OperatorReply::Done)
             }
             R::ServerReaped { term } => self.on_server_reaped(term),
-            R::Fence { session } => self.fence(session),
+            R::Fence { whom } => self.fence(&whom),
         };
         self.answer(key, result);
     }

@@ -5,9 +5,9 @@
 //! node. A timeout ends nothing: an absent writer keeps its volume.
 
 use csnap_proto::limits::SESSIONS_MAX;
-use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
+use csnap_proto::message::operate::{Fenced, OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Head, Identify, IdentifyOk};
-use csnap_proto::{Epoch, FreeBatchId, InstanceId, RequestId, SessionId, Target, Term, VolumeId};
+use csnap_proto::{Epoch, FreeBatchId, InstanceId, Name, RequestId, SessionId, Target, Term, VolumeId};
 
 use super::connection::Peer;
 use super::{ConnId, Out, ServerCore};
@@ -259,12 +259,41 @@ impl ServerCore {
         }
     }
 
-    pub(super) fn fence(&mut self, session: SessionId) -> Result<OperatorReply, Refusal> {
-        if self.state.session(session).is_none() {
-            return Err(Refusal::new(RefusalKind::NotFound, "no such session; see csnap status"));
+    /// The operator's word: whoever is named cannot write any more.
+    pub(super) fn fence(&mut self, whom: &Fenced) -> Result<OperatorReply, Refusal> {
+        let sessions: Vec<SessionId> = match whom {
+            Fenced::Session(session) => self.state.session(*session).map(|s| s.id).into_iter().collect(),
+            Fenced::Node(node) => {
+                self.check_lost(node)?;
+                self.state.sessions().filter(|s| s.node == *node).map(|s| s.id).collect()
+            }
+        };
+        if sessions.is_empty() {
+            let reason = "nothing of it is attached, so there is nothing to end; see csnap status";
+            return Err(Refusal::new(RefusalKind::NotFound, reason));
         }
-        self.expel(session);
+        sessions.into_iter().for_each(|session| self.expel(session));
         Ok(OperatorReply::Done)
+    }
+
+    /// A node that is heard of is not fenced: the operator means another one. Soon after a takeover nobody has been heard
+    /// of yet.
+    fn check_lost(&self, node: &Name) -> Result<(), Refusal> {
+        let is_connected = |s: &&Session| s.node == *node && self.connections.of_session(s.id).is_some();
+        if let Some(session) = self.state.sessions().find(is_connected) {
+            let reason = format!(
+                "node {node} is connected (pid {}), so it is not fenced; check the name in csnap status, or cut it off",
+                session.pid
+            );
+            return Err(Refusal::new(RefusalKind::Busy, reason));
+        }
+        let known = self.began.after(self.config.client_lease);
+        if self.now < known {
+            let reason =
+                format!("the server has just started, and node {node} may still come back; try again soon");
+            return Err(Refusal::new(RefusalKind::Busy, reason));
+        }
+        Ok(())
     }
 
     pub(super) fn on_server_reaped(&mut self, term: Term) -> Result<OperatorReply, Refusal> {

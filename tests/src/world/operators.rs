@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use csnap_proto::message::local::ToAgent;
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Refusal, RefusalKind, Source};
+use csnap_proto::message::operate::{Fenced, OperatorReply, OperatorRequest, Refusal, RefusalKind, Source};
 use csnap_proto::{ChunkSize, Name, RequestToken, SessionId, Target};
 
 use super::{Script, World};
@@ -336,7 +336,7 @@ impl World {
 
     fn fence(&mut self, session: SessionId) {
         self.sim.tally.did("sessions fenced", 1);
-        self.send_operator(Errand::Other, OperatorRequest::Fence { session });
+        self.send_operator(Errand::Other, OperatorRequest::Fence { whom: Fenced::Session(session) });
     }
 
     fn on_created(&mut self, volume: usize, token: RequestToken, answer: Answer) {
