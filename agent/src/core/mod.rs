@@ -6,6 +6,7 @@
 //!
 //! - `anointing`: the loop on the server lock; `members`: the live nodes and their order;
 //! - `child`: the server child; `attempts`: its takeovers that failed; `exporter`: the node's exporter; `reaping`: the dead, to be declared to the server;
+//! - `declaration`: how one is declared;
 //! - `seekers`: clients that wait for a socket; `wishes`: operators' requests to other nodes;
 //! - `io`: what goes in and comes out;
 //! - `conversation`: what is said on the agent's socket; `saved`: what a later life of the agent must know.
@@ -20,6 +21,7 @@ mod anointing;
 mod attempts;
 mod child;
 mod conversation;
+mod declaration;
 mod exporter;
 mod io;
 mod lock;
@@ -40,6 +42,7 @@ use csnap_proto::message::local::{
 use csnap_proto::{RequestId, SessionId, Term, Time};
 
 pub use self::anointing::SERVER_LOCK;
+pub use self::declaration::{DECLARE_WITHIN, Declaration, Held, LOOK_AGAIN, Next, Sight};
 pub use self::exporter::ClientRun;
 pub use self::io::{ConnId, CoreConfig, Failback, Input, Output, Process, Timing};
 pub use self::reaping::Dead;

@@ -1,16 +1,11 @@
-//! Tells the server who died, after making sure that their last I/O is gone.
-//!
-//! A writing exporter holds an exclusive lock on the file description that it writes a head through, and a serving server
-//! one on its gate. The kernel gives a lock up only when the last I/O through that description has returned, also I/O
-//! that outlives its process; so whoever gets the lock knows. The server itself says which heads the dead had open for
-//! writing.
+//! Carries declarations of the dead out, one after the other: what is to be looked at and said,
+//! [`Declaration`](crate::core::Declaration) decides.
 
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest, RefusalKind, VolumeInfo};
-use csnap_proto::{InstanceId, Term};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
@@ -18,16 +13,13 @@ use tracing::{info, warn};
 
 use super::server::Caller;
 use super::{Event, Events};
-use crate::core::{Dead, Input};
+use crate::core::{DECLARE_WITHIN, Dead, Declaration, Held, Input, LOOK_AGAIN, Next, Sight};
 
 /// Declarations that wait for the one in hand; the core repeats what does not fit.
 const WAITING_MAX: usize = 64;
 
-/// One declaration, from connecting to the answer.
-const DECLARE_WITHIN: Duration = Duration::from_secs(5);
-
-/// Between attempts to get the lock of a file whose I/O is still on its way.
-const LOCK_AGAIN: Duration = Duration::from_millis(20);
+/// Every pool has it; a directory without is none, most likely because nothing is mounted there.
+const POOL_FILE: &str = "pool.toml";
 
 /// One declaration at a time, on one operator session.
 pub(super) struct Declarer {
@@ -68,170 +60,118 @@ impl Declarer {
 
 async fn declare(caller: &mut Caller, pool: &Path, dead: Dead, tcp: &str) -> anyhow::Result<()> {
     let mut call = caller.call(tcp).await?;
-    let request = match dead {
-        Dead::Server { term } => {
-            wait_for_last_io(gate_of(pool, term)).await?;
-            OperatorRequest::ServerReaped { term }
-        }
-        Dead::Client(run) => {
-            let mut after = None;
-            loop {
-                let request = OperatorRequest::VolumeList { after };
-                let (rows, more) = match caller.operate(&mut call, request).await? {
-                    Ok(OperatorReply::Volumes { rows, more }) => (rows, more),
-                    Ok(_) => bail!("the server did not list its volumes"),
-                    Err(refusal) => bail!("{refusal}"),
-                };
-                for head in heads_written_by(&rows, run.instance, pool) {
-                    wait_for_last_io(head).await?;
-                }
-                after = rows.last().map(|last| last.name.clone());
-                if !more || after.is_none() {
-                    break;
-                }
-            }
-            OperatorRequest::Reaped { instance: run.instance }
-        }
-    };
-    match caller.operate(&mut call, request).await? {
-        Ok(_) => {
-            info!("declared dead: {dead:?}");
-            Ok(())
-        }
-        // It held nothing.
-        Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(()),
-        Err(refusal) => bail!("{refusal}"),
-    }
-}
-
-/// A file that the dead held a lock on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Held {
-    path: PathBuf,
-    /// That it is not there proves that it has no I/O: only we make and delete such files.
-    ours: bool,
-}
-
-/// A term without a gate never served.
-fn gate_of(pool: &Path, term: Term) -> Held {
-    Held { path: pool.join("term").join(term.to_string()).join("gate"), ours: true }
-}
-
-/// Heads that the dead run had open for writing, as the server knows it: those of the very sessions that the server
-/// ends when it is told.
-fn heads_written_by(volumes: &[VolumeInfo], dead: InstanceId, pool: &Path) -> Vec<Held> {
-    let written =
-        |volume: &&VolumeInfo| volume.attached.iter().any(|a| a.snapshot.is_none() && a.instance == dead);
-    let head = |volume: &VolumeInfo| match &volume.origin {
-        Some(path) => Held { path: PathBuf::from(path), ours: false },
-        None => Held { path: pool.join("head").join(volume.id.file_name()), ours: true },
-    };
-    volumes.iter().filter(written).map(head).collect()
-}
-
-/// Waits until the lock of a file can be had.
-async fn wait_for_last_io(held: Held) -> anyhow::Result<()> {
+    let (mut declaration, mut next) = Declaration::begin(dead);
     loop {
-        let looked = held.clone();
-        if tokio::task::spawn_blocking(move || is_free(&looked)).await?? {
-            return Ok(());
-        }
-        tokio::time::sleep(LOCK_AGAIN).await;
+        next = match next {
+            Next::Ask(request) => declaration.on_answer(caller.operate(&mut call, request).await?),
+            Next::Look(file) => declaration.on_sight(look_at(pool, file).await?),
+            Next::LookAgain(file) => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                declaration.on_sight(look_at(pool, file).await?)
+            }
+            Next::Done => {
+                info!("declared dead: {dead:?}");
+                return Ok(());
+            }
+            Next::Failed(why) => bail!("{why}"),
+        };
     }
+}
+
+async fn look_at(pool: &Path, file: Held) -> anyhow::Result<Sight> {
+    let pool = pool.to_path_buf();
+    Ok(tokio::task::spawn_blocking(move || look(&pool, &file)).await?)
 }
 
 /// Whether the lock of a file can be had; it is let go again at once.
-fn is_free(held: &Held) -> anyhow::Result<bool> {
-    let shown = held.path.display();
-    let file = match open(&held.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()) {
-        Err(Errno::NOENT) if held.ours => return Ok(true),
-        Err(Errno::NOENT) => {
-            bail!(
-                "{shown} is missing, so I/O to it may still be on its way; put it back, or fence the session"
-            )
-        }
-        file => file.with_context(|| format!("cannot open {shown}"))?,
+fn look(pool: &Path, file: &Held) -> Sight {
+    let (path, identity) = match file {
+        Held::Gate(term) => (pool.join("term").join(term.to_string()).join("gate"), None),
+        Held::Head(volume) => (pool.join("head").join(volume.file_name()), None),
+        Held::Origin { path, device, inode } => (PathBuf::from(path), Some((*device, *inode))),
     };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot lock {shown}")),
+    let shown = path.display();
+    let opened = match open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()) {
+        Ok(opened) => File::from(opened),
+        Err(Errno::NOENT) if identity.is_some() || pool.join(POOL_FILE).exists() => return Sight::Missing,
+        Err(Errno::NOENT) => {
+            return Sight::Unknown(format!("{shown} is not there, and neither is the pool; mount it"));
+        }
+        Err(error) => return Sight::Unknown(format!("cannot open {shown}: {error}")),
+    };
+    match (identity, identity_of(&opened)) {
+        (_, Err(error)) => return Sight::Unknown(format!("cannot examine {shown}: {error}")),
+        (Some(adopted), Ok(found)) if found != adopted => return Sight::Replaced,
+        _ => {}
     }
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Sight::Free,
+        Err(Errno::WOULDBLOCK) => Sight::Locked,
+        Err(error) => Sight::Unknown(format!("cannot lock {shown}: {error}")),
+    }
+}
+
+/// Device and inode, as whoever adopted an origin noted them: of a block device, its own number.
+fn identity_of(file: &File) -> std::io::Result<(u64, u64)> {
+    let known = file.metadata()?;
+    let device = if known.file_type().is_block_device() { known.rdev() } else { known.dev() };
+    Ok((device, known.ino()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
-    use csnap_proto::message::operate::Attachment;
-    use csnap_proto::{ChunkSize, Epoch, Name, SessionId, VolumeId, WallMillis};
+    use csnap_proto::{Term, VolumeId};
 
     use super::*;
 
-    #[test]
-    fn a_server_is_dead_only_when_the_lock_of_its_gate_can_be_had() {
+    fn pool() -> tempfile::TempDir {
         let pool = tempfile::tempdir().expect("a directory");
-        let gate = gate_of(pool.path(), Term(7));
-        assert!(is_free(&gate).expect("it never served"));
-        std::fs::create_dir_all(gate.path.parent().expect("in a directory")).expect("fresh");
-        let server = File::create(&gate.path).expect("fresh");
-        flock(&server, FlockOperation::NonBlockingLockExclusive).expect("fresh");
+        std::fs::write(pool.path().join(POOL_FILE), "").expect("fresh");
+        pool
+    }
+
+    fn lock(file: &File) {
+        flock(file, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
+    }
+
+    #[test]
+    fn a_lock_can_be_had_only_when_the_last_handle_is_gone() {
+        let pool = pool();
+        let gate = Held::Gate(Term(7));
+        assert_eq!(look(pool.path(), &gate), Sight::Missing);
+        let dir = pool.path().join("term").join(Term(7).to_string());
+        std::fs::create_dir_all(&dir).expect("fresh");
+        let server = File::create(dir.join("gate")).expect("fresh");
+        lock(&server);
         let in_flight = server.try_clone().expect("one more handle");
-        assert!(!is_free(&gate).expect("looks"));
+        assert_eq!(look(pool.path(), &gate), Sight::Locked);
         drop(server);
-        assert!(!is_free(&gate).expect("looks"), "its last I/O is still on its way");
+        assert_eq!(look(pool.path(), &gate), Sight::Locked, "its last I/O is still on its way");
         drop(in_flight);
-        assert!(is_free(&gate).expect("looks"));
-        assert!(is_free(&gate).expect("looks"), "looking holds nothing");
+        assert_eq!(look(pool.path(), &gate), Sight::Free);
+        assert_eq!(look(pool.path(), &gate), Sight::Free, "looking holds nothing");
     }
 
     #[test]
-    fn a_missing_origin_proves_nothing_and_a_missing_head_of_the_pool_does() {
-        let pool = tempfile::tempdir().expect("a directory");
-        let path = pool.path().join("gone");
-        assert!(is_free(&Held { path: path.clone(), ours: true }).expect("looks"));
-        let error = is_free(&Held { path, ours: false }).expect_err("nobody knows");
-        assert!(error.to_string().contains("put it back"), "{error}");
+    fn nothing_is_said_of_a_pool_that_is_not_mounted() {
+        let empty = tempfile::tempdir().expect("a directory");
+        for file in [Held::Gate(Term(7)), Held::Head(VolumeId(1))] {
+            assert!(matches!(look(empty.path(), &file), Sight::Unknown(_)), "{file:?}");
+        }
     }
 
     #[test]
-    fn the_heads_of_exactly_the_sessions_that_end_are_looked_at() {
-        let dead = InstanceId([1; 16]);
-        let snapshot = || Some(Name::new("snap").expect("a name"));
-        let volume = |id, origin: Option<&str>, attached: &[(InstanceId, Option<Name>)]| VolumeInfo {
-            id: VolumeId(id),
-            name: Name::new("demo").expect("a name"),
-            size_bytes: 1 << 20,
-            chunk: ChunkSize::MIN,
-            origin: origin.map(str::to_owned),
-            created: WallMillis(0),
-            snapshots: 0,
-            epoch: Epoch(1),
-            store_bytes: 0,
-            attached: attached
-                .iter()
-                .map(|(instance, snapshot)| Attachment {
-                    session: SessionId([0; 16]),
-                    instance: *instance,
-                    node: Name::new("renamed").expect("a name"),
-                    pid: 1,
-                    snapshot: snapshot.clone(),
-                    present: false,
-                })
-                .collect(),
-            blocked: None,
-        };
-        let other = InstanceId([2; 16]);
-        let volumes = [
-            volume(1, None, &[(dead, None)]),
-            volume(2, None, &[(dead, snapshot()), (other, None)]),
-            volume(3, Some("/dev/disk"), &[(other, snapshot()), (dead, None)]),
-            volume(4, None, &[]),
-        ];
-        let expected = [
-            Held { path: Path::new("/pool/head").join(VolumeId(1).file_name()), ours: true },
-            Held { path: PathBuf::from("/dev/disk"), ours: false },
-        ];
-        assert_eq!(heads_written_by(&volumes, dead, Path::new("/pool")), expected);
+    fn another_file_in_the_place_of_an_origin_is_not_taken_for_it() {
+        let pool = pool();
+        let path = pool.path().join("image");
+        let adopted = File::create(&path).expect("fresh");
+        lock(&adopted);
+        let (device, inode) = identity_of(&adopted).expect("open");
+        let origin = Held::Origin { path: path.to_str().expect("text").to_owned(), device, inode };
+        assert_eq!(look(pool.path(), &origin), Sight::Locked);
+        std::fs::remove_file(&path).expect("it is there");
+        assert_eq!(look(pool.path(), &origin), Sight::Missing);
+        std::fs::write(&path, "").expect("free");
+        assert_eq!(look(pool.path(), &origin), Sight::Replaced, "the old one is still locked");
     }
 }

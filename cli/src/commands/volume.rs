@@ -110,7 +110,7 @@ fn show(json: bool, volume: &VolumeInfo) -> anyhow::Result<()> {
         ("snapshots", volume.snapshots.to_string()),
         ("store", size::show(volume.store_bytes)),
         ("attached", attached_to(&volume.attached)),
-        ("head", volume.origin.clone().unwrap_or_else(|| format!("head/{}", volume.id.file_name()))),
+        ("head", head_of(volume)),
     ];
     rows.extend(volume.blocked.clone().map(|why| ("blocked", why)));
     let lines: Vec<_> = rows.iter().map(|(key, value)| format!("{key:<10} {value}\n")).collect();
@@ -127,6 +127,11 @@ pub(crate) fn attached_to(attached: &[Attachment]) -> String {
     if attached.is_empty() { "-".to_owned() } else { attached.iter().map(one).collect::<Vec<_>>().join(", ") }
 }
 
+fn head_of(volume: &VolumeInfo) -> String {
+    let adopted = volume.head.adopted_path();
+    adopted.map_or_else(|| format!("head/{}", volume.id.file_name()), str::to_owned)
+}
+
 /// A volume as scripts see it.
 pub(crate) fn as_json(volume: &VolumeInfo) -> Value {
     json!({
@@ -135,7 +140,7 @@ pub(crate) fn as_json(volume: &VolumeInfo) -> Value {
         "size_bytes": volume.size_bytes,
         "layout": "in-place",
         "chunk_bytes": volume.chunk.bytes(),
-        "origin": volume.origin,
+        "origin": volume.head.adopted_path(),
         "created_ms": volume.created.0,
         "snapshots": volume.snapshots,
         "epoch": volume.epoch.0,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, InstanceId, Name, PoolId, RequestToken, SessionId, Target, Term, VolumeId};
 use crate::limits::{PATH_BYTES_MAX, REASON_BYTES_MAX};
+use crate::message::volume::Head;
 use crate::units::{ChunkSize, WallMillis};
 
 /// How the content of a new volume comes to be.
@@ -142,8 +143,8 @@ pub struct VolumeInfo {
     pub size_bytes: u64,
     /// Chunk size.
     pub chunk: ChunkSize,
-    /// Adopted origin, if it is one.
-    pub origin: Option<String>,
+    /// Where its content is.
+    pub head: Head,
     /// When it was made.
     pub created: WallMillis,
     /// Live snapshots.

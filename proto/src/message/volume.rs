@@ -69,6 +69,17 @@ pub enum Head {
     },
 }
 
+impl Head {
+    /// Path of an adopted origin; none for a head in the pool.
+    #[must_use]
+    pub fn adopted_path(&self) -> Option<&str> {
+        match self {
+            Self::Pool => None,
+            Self::Adopted { path, .. } => Some(path),
+        }
+    }
+}
+
 /// What a client must know of what it attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Geometry {

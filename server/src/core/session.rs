@@ -6,12 +6,12 @@
 
 use csnap_proto::limits::SESSIONS_MAX;
 use csnap_proto::message::operate::{Fenced, OperatorReply, Refusal, RefusalKind};
-use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Head, Identify, IdentifyOk};
+use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Identify, IdentifyOk};
 use csnap_proto::{Epoch, FreeBatchId, InstanceId, Name, RequestId, SessionId, Target, Term, VolumeId};
 
 use super::connection::Peer;
 use super::{ConnId, Out, ServerCore};
-use crate::state::{Attached, Origin, Record, Session};
+use crate::state::{Attached, Record, Session};
 
 /// Batches in one Renewed; the client comes back for more with its next Renew.
 const FORGETS_PER_RENEW_MAX: usize = 16;
@@ -162,12 +162,7 @@ impl ServerCore {
             None => None,
             Some(epoch) => Some(self.state.snapshot(volume, epoch)?),
         };
-        let head = match &v.origin {
-            Origin::Pool => Head::Pool,
-            Origin::Adopted { path, device, inode } => {
-                Head::Adopted { path: path.clone(), device: *device, inode: *inode }
-            }
-        };
+        let head = super::show::head_of(&v.origin);
         let target = Target { volume: v.name.clone(), snapshot: snapshot.map(|s| s.name.clone()) };
         let size_bytes = snapshot.map_or(v.size_bytes, |s| s.size_bytes);
         Some(Geometry { volume, target, size_bytes, chunk: v.chunk, head })

@@ -4,6 +4,7 @@ use csnap_proto::message::operate::{
     Attachment, HELD_REASONS_MAX, OperatorReply, PAGE_ROWS_MAX, Refusal, RefusalKind, ServerStatus,
     SnapshotInfo, VolumeInfo,
 };
+use csnap_proto::message::volume::Head;
 use csnap_proto::{Epoch, Name, Target, VolumeId};
 use serde::Serialize;
 
@@ -40,6 +41,16 @@ impl<T: Serialize> Page<T> {
     }
 }
 
+/// Where the content of a volume is, as the wire says it.
+pub(super) fn head_of(origin: &Origin) -> Head {
+    match origin {
+        Origin::Pool => Head::Pool,
+        Origin::Adopted { path, device, inode } => {
+            Head::Adopted { path: path.clone(), device: *device, inode: *inode }
+        }
+    }
+}
+
 impl ServerCore {
     /// One page of those that are not being imported, ordered by name.
     pub(super) fn list_volumes(&self, after: Option<&Name>) -> OperatorReply {
@@ -52,10 +63,6 @@ impl ServerCore {
     /// A volume that exists, as shown.
     pub(super) fn volume_info(&self, id: VolumeId) -> VolumeInfo {
         let volume = self.state.volume(id).expect("callers looked it up");
-        let origin = match &volume.origin {
-            Origin::Pool => None,
-            Origin::Adopted { path, .. } => Some(path.clone()),
-        };
         let writer = self.state.writer_of(id);
         let attached: Vec<Attachment> = self
             .state
@@ -76,7 +83,7 @@ impl ServerCore {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes,
             chunk: volume.chunk,
-            origin,
+            head: head_of(&volume.origin),
             created: volume.created,
             snapshots: self.state.snapshot_count(id) as u64,
             epoch: volume.epoch,
