@@ -126,13 +126,12 @@ async fn check_heads<S: Storage>(
     state: &State,
     report: &mut CheckReport,
 ) -> Result<(), CheckError> {
-    let mut expected: BTreeSet<String> = state.removable_heads().map(VolumeId::file_name).collect();
+    let expected: BTreeSet<String> = state.heads().map(VolumeId::file_name).collect();
     for volume in state.volumes() {
         let path = match &volume.origin {
             Origin::Pool => head_path(volume.id),
             Origin::Adopted { path, .. } => path.clone(),
         };
-        expected.insert(volume.id.file_name());
         let stat = match &volume.origin {
             Origin::Pool => storage.stat(&path).await,
             Origin::Adopted { .. } => match storage.open_origin(&path).await {

@@ -150,6 +150,11 @@ impl State {
         self.volumes.values().filter(|volume| volume.is_spent()).map(|volume| volume.id)
     }
 
+    /// Every volume that has a head, deleted ones too until their head is removed.
+    pub fn heads(&self) -> impl Iterator<Item = VolumeId> + '_ {
+        self.volumes.keys().copied()
+    }
+
     /// Where the head of a deleted volume lies.
     #[must_use]
     pub fn removable_origin(&self, volume: VolumeId) -> Option<&Origin> {

@@ -109,9 +109,10 @@ async fn verify_term<S: Storage>(
     };
     if report.sealed && !superseded {
         note(damage, verify_journal(pool, &mut report).await)?;
-        note(damage, verify_base(pool, term).await)?;
-        if let Some(name) = report.checkpoint.filter(|name| name.term == term) {
-            note(damage, checkpoint::load(pool, &name, &mut Ignore).await)?;
+        match report.checkpoint.filter(|name| name.term == term) {
+            Some(name) => drop(note(damage, checkpoint::load(pool, &name, &mut Ignore).await)?),
+            // Without a checkpoint of its own it needs its base's files; otherwise those are leftovers, as above.
+            None => drop(note(damage, verify_base(pool, term).await)?),
         }
     }
     Ok(report)
