@@ -13,6 +13,7 @@ use csnap_proto::limits::CHUNK_BYTES_MIN;
 use csnap_proto::{Chunk, ChunkRange, Location, Term, VolumeId};
 use csnap_storage::{Access, Storage, StorageError};
 
+use crate::core::canary::{Broken, Canary};
 use crate::core::{CopyError, CopyOut};
 use crate::state::Origin;
 
@@ -43,6 +44,7 @@ pub struct Files<S: Storage> {
     storage: S,
     heads: Shelf<VolumeId, S::File>,
     arenas: Shelf<(Term, u32), S::File>,
+    broken: Broken,
 }
 
 type Shelf<K, F> = Rc<RefCell<BTreeMap<K, F>>>;
@@ -50,7 +52,12 @@ type Shelf<K, F> = Rc<RefCell<BTreeMap<K, F>>>;
 impl<S: Storage> Files<S> {
     /// Nothing open yet.
     pub fn new(storage: S) -> Self {
-        Self { storage, heads: Rc::default(), arenas: Rc::default() }
+        Self { storage, heads: Rc::default(), arenas: Rc::default(), broken: Broken::default() }
+    }
+
+    /// The same, with the rule that a test breaks.
+    pub(crate) fn breaking(self, broken: Broken) -> Self {
+        Self { broken, ..self }
     }
 
     /// The head of a volume, for reading. An adopted origin must still be what was adopted.
@@ -151,6 +158,9 @@ impl<S: Storage> StoreWriter<'_, S> {
     /// Makes everything that was put durable.
     async fn sync(mut self) -> Result<(), Failure> {
         self.write_gathered().await?;
+        if self.files.broken.breaks(Canary::LeaveCopyUnsynced) {
+            return Ok(());
+        }
         for &(term, arena) in &self.written {
             let file = self.files.arena(term, arena).await.map_err(Failure::Fatal)?;
             self.files.storage.sync(&file).await.map_err(Failure::Fatal)?;

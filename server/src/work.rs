@@ -11,6 +11,7 @@ use csnap_storage::{Storage, StorageError};
 
 use crate::check::lock_gate;
 use crate::copy::{self, Failure, Files, arena_path, copy_out, head_path};
+use crate::core::canary::{Broken, Canary};
 use crate::core::{Input, Output, Task, TaskDone};
 use crate::state::{Origin, State};
 use crate::term::checkpoint::Written;
@@ -36,6 +37,7 @@ pub struct Workbench<S: Storage> {
     journal: Journal<S>,
     files: Files<S>,
     checkpoint_every_bytes: u64,
+    broken: Broken,
 }
 
 impl<S: Storage> Workbench<S> {
@@ -49,7 +51,14 @@ impl<S: Storage> Workbench<S> {
             pool: pool.clone(),
             journal,
             checkpoint_every_bytes,
+            broken: Broken::default(),
         }
+    }
+
+    /// The same, with the rule that a test breaks.
+    #[must_use]
+    pub fn breaking(self, broken: Broken) -> Self {
+        Self { files: self.files.breaking(broken), broken, ..self }
     }
 
     /// The journal.
@@ -170,6 +179,9 @@ impl<S: Storage> Workbench<S> {
         // Its size never changes after its first sync: what a later term writes where a sync of this one failed would
         // otherwise be durable, and beyond an end that is not.
         self.storage.set_len(&file, ARENA_BYTES).await?;
+        if self.broken.breaks(Canary::LeaveArenaUnnamed) {
+            return Ok(());
+        }
         self.storage.sync_dir(&directory).await
     }
 
@@ -184,6 +196,7 @@ impl<S: Storage> Workbench<S> {
     async fn remove_head(&self, volume: VolumeId) -> Result<(), Fatal> {
         self.files.close_head(volume);
         match self.storage.unlink(&head_path(volume)).await {
+            Ok(()) if self.broken.breaks(Canary::LeaveRemovalUnsynced) => Ok(()),
             Ok(()) | Err(StorageError::NotFound { .. }) => Ok(self.storage.sync_dir("head").await?),
             Err(error) => Err(error.into()),
         }
@@ -204,7 +217,12 @@ impl<S: Storage> Workbench<S> {
         let file = self.storage.create(&path).await?;
         let made = async {
             self.storage.set_len(&file, size_bytes).await?;
-            self.storage.sync(&file).await?;
+            if !self.broken.breaks(Canary::LeaveHeadUnsynced) {
+                self.storage.sync(&file).await?;
+            }
+            if self.broken.breaks(Canary::LeaveHeadUnnamed) {
+                return Ok(());
+            }
             self.storage.sync_dir("head").await
         };
         if let Err(error) = made.await {
@@ -217,7 +235,9 @@ impl<S: Storage> Workbench<S> {
 
     async fn sync_head(&self, volume: VolumeId, origin: &Origin) -> Result<TaskDone, StorageError> {
         let file = self.files.head(volume, origin).await?;
-        self.storage.sync(&file).await?;
+        if !self.broken.breaks(Canary::SkipHeadSync) {
+            self.storage.sync(&file).await?;
+        }
         Ok(TaskDone::Done)
     }
 

@@ -50,7 +50,7 @@ impl ServerCore {
     }
 
     /// At the end of a turn: one slice, if nothing else is in flight or a tick passed.
-    pub(super) fn work_in_background(&mut self) {
+    pub(super) fn work_in_background(&mut self, out: Out) {
         if self.draining || !(self.background.due || self.pipeline.is_idle()) {
             return;
         }
@@ -64,7 +64,11 @@ impl ServerCore {
             && let Some(extents) = self.state.next_punch(PUNCH_SLICE_EXTENTS)
         {
             self.background.punching = true;
-            self.pipeline.then(Output::Punch { extents });
+            if self.config.broken.breaks(Canary::FreeBeforeRecord) {
+                out.push(Output::Punch { extents });
+            } else {
+                self.pipeline.then(Output::Punch { extents });
+            }
         }
         let all_dead = self.state.older_terms().next().is_none();
         let removable: Vec<VolumeId> = self
@@ -75,6 +79,10 @@ impl ServerCore {
         for volume in removable {
             self.background.removing.insert(volume);
             if self.state.removable_origin(volume) == Some(&Origin::Pool) {
+                if self.config.broken.breaks(Canary::RemoveBeforeRecord) {
+                    out.push(Output::RemoveHead { volume });
+                    continue;
+                }
                 self.pipeline.then(Output::RemoveHead { volume });
             } else {
                 self.on_head_removed(volume); // An adopted origin is its owner's.
@@ -87,7 +95,8 @@ impl ServerCore {
         if self.config.broken.breaks(Canary::ReuseHeldSpace) {
             self.forget_for_everybody();
         }
-        let waiting = self.background.freeing.take_if(|(mark, _)| self.pipeline.is_settled(*mark));
+        let early = self.config.broken.breaks(Canary::FreeBeforeRecord);
+        let waiting = self.background.freeing.take_if(|(mark, _)| early || self.pipeline.is_settled(*mark));
         for batch in waiting.into_iter().flat_map(|(_, batches)| batches) {
             self.record(Record::BatchReusable { batch });
         }

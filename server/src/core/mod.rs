@@ -411,7 +411,7 @@ impl ServerCore {
             return;
         }
         self.start_copies(out);
-        self.work_in_background();
+        self.work_in_background(out);
         if self.draining && self.is_quiet() {
             self.exit(Exit::Drained, out);
             return;
