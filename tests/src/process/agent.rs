@@ -2,17 +2,20 @@
 //! with servers as an operator.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use csnap_agent::core::{
-    AgentCore, ConnId, CoreConfig, Dead, Failback, Input, Output, Process as Pid, Ticket, Timing,
+    AgentCore, ConnId, CoreConfig, DECLARE_WITHIN, Dead, Declaration, Failback, Held, Input, LOOK_AGAIN,
+    Next, Output, Process as Pid, Sight, Ticket, Timing,
 };
 use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
 use csnap_proto::message::local::ToAgent;
 use csnap_proto::message::lock::{FromLockd, ToLockd};
-use csnap_proto::message::operate::{OperatorReply, OperatorRequest, RefusalKind};
+use csnap_proto::message::operate::OperatorRequest;
 use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{Frame, InstanceId, RequestId, Sequence, Term, Time};
 use csnap_server::copy::head_path;
+use csnap_server::term::names;
 use csnap_storage::sim::SimStorage;
 use csnap_storage::{Access, Storage, StorageError};
 
@@ -22,12 +25,8 @@ use crate::sim::{
 };
 use crate::tasks::Tasks;
 
-/// An errand ends after this, microseconds: probes soon, declarations in time.
+/// A probe ends after this, microseconds.
 const PROBE_WITHIN: u64 = 250_000;
-const DECLARE_WITHIN: u64 = 5_000_000;
-
-/// Between attempts to get the lock of a head, microseconds.
-const LOCK_AGAIN: u64 = 20_000;
 
 /// The state file is written so soon, microseconds.
 const SAVE_WITHIN: u64 = 3_000;
@@ -40,23 +39,22 @@ enum Purpose {
 }
 
 /// What the agent wants of a server as an operator.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Task {
     Probe(Term),
-    Declare(Dead),
+    Declare(Dead, Option<Declaration>),
 }
 
 struct Errand {
     task: Task,
     conn: Option<NetConn>,
-    heads: Vec<String>,
     sequence: Sequence,
 }
 
-/// Whether a head could be locked.
+/// What was seen of a file that a dead process may hold.
 struct Looked {
     errand: u64,
-    free: Result<bool, StorageError>,
+    sight: Sight,
 }
 
 /// See the module.
@@ -72,6 +70,8 @@ pub struct AgentProc {
     sockets: BTreeMap<Ticket, NetConn>,
     connects: BTreeMap<u64, Purpose>,
     errands: BTreeMap<u64, Errand>,
+    /// Files to be looked at again, by timer, with their errands.
+    looks: BTreeMap<u64, (u64, Held)>,
     last: u64,
     resumed: bool,
 }
@@ -111,6 +111,7 @@ impl AgentProc {
             sockets: BTreeMap::new(),
             connects: BTreeMap::new(),
             errands: BTreeMap::new(),
+            looks: BTreeMap::new(),
             last: 0,
             resumed,
         }
@@ -264,7 +265,7 @@ impl AgentProc {
             }
             Output::Probe { tcp, term } => self.send_on_errand(sim, &tcp, Task::Probe(term), PROBE_WITHIN),
             Output::Declare { dead, tcp } => {
-                self.send_on_errand(sim, &tcp, Task::Declare(dead), DECLARE_WITHIN)
+                self.send_on_errand(sim, &tcp, Task::Declare(dead, None), micros(DECLARE_WITHIN))
             }
             Output::Save(state) => {
                 let (host, proc, at) = (self.host, self.id, sim.now + sim.rng.below(SAVE_WITHIN));
@@ -317,7 +318,7 @@ impl AgentProc {
     fn send_on_errand(&mut self, sim: &mut Sim, tcp: &str, task: Task, within: u64) {
         self.last += 1;
         let errand = self.last;
-        self.errands.insert(errand, Errand { task, conn: None, heads: Vec::new(), sequence: Sequence(1) });
+        self.errands.insert(errand, Errand { task, conn: None, sequence: Sequence(1) });
         sim.tell(within, self.id, Event::Timer(errand));
         self.connect(sim, tcp, Purpose::Errand(errand));
     }
@@ -336,7 +337,7 @@ impl AgentProc {
                 }
                 Input::Probed { term, alive: done }
             }
-            Task::Declare(dead) => {
+            Task::Declare(dead, _) => {
                 if done {
                     sim.tally.reached(match dead {
                         Dead::Client(_) => "an exporter was declared dead",
@@ -367,34 +368,40 @@ impl AgentProc {
 
     fn on_answer(&mut self, sim: &mut Sim, id: u64, frame: Frame<FromServer>) {
         let Some(errand) = self.errands.get_mut(&id) else { return };
-        match (errand.task.clone(), frame.message) {
-            (Task::Probe(term), FromServer::IdentifyOk(_)) => self.end_errand(sim, id, frame.term == term),
-            (Task::Declare(Dead::Server { term }), FromServer::IdentifyOk(_)) => {
-                self.operate(sim, id, OperatorRequest::ServerReaped { term });
+        match (&mut errand.task, frame.message) {
+            (Task::Probe(term), FromServer::IdentifyOk(_)) => {
+                let alive = frame.term == *term;
+                self.end_errand(sim, id, alive);
             }
-            (Task::Declare(Dead::Client(_)), FromServer::IdentifyOk(_)) => {
-                self.operate(sim, id, OperatorRequest::VolumeList { after: None });
+            (Task::Declare(dead, declaration), FromServer::IdentifyOk(_)) => {
+                let (begun, next) = Declaration::begin(*dead);
+                *declaration = Some(begun);
+                self.go_on(sim, id, next);
             }
-            (
-                Task::Declare(Dead::Client(run)),
-                FromServer::Operated(OperatorReply::Volumes { rows, more }),
-            ) => {
-                let me = node_name(self.host);
-                let writes = |a: &csnap_proto::message::operate::Attachment| {
-                    a.snapshot.is_none() && a.node == me && a.pid == run.process.pid
-                };
-                let written = rows.iter().filter(|volume| volume.attached.iter().any(writes));
-                errand.heads.extend(written.map(|volume| head_path(volume.id)));
-                match rows.last().filter(|_| more).map(|last| last.name.clone()) {
-                    Some(last) => self.operate(sim, id, OperatorRequest::VolumeList { after: Some(last) }),
-                    None => self.look_at_heads(sim, id),
-                }
+            (Task::Declare(_, Some(declaration)), FromServer::Operated(reply)) => {
+                let next = declaration.on_answer(Ok(reply));
+                self.go_on(sim, id, next);
             }
-            (Task::Declare(_), FromServer::Operated(_)) => self.end_errand(sim, id, true),
-            (Task::Declare(_), FromServer::Refused(refusal)) => {
-                self.end_errand(sim, id, refusal.kind == RefusalKind::NotFound);
+            (Task::Declare(_, Some(declaration)), FromServer::Refused(refusal)) => {
+                let next = declaration.on_answer(Err(refusal));
+                self.go_on(sim, id, next);
             }
             _ => self.end_errand(sim, id, false),
+        }
+    }
+
+    /// What a declaration wants done next.
+    fn go_on(&mut self, sim: &mut Sim, id: u64, next: Next) {
+        match next {
+            Next::Ask(request) => self.operate(sim, id, request),
+            Next::Look(file) => self.look(id, file),
+            Next::LookAgain(file) => {
+                self.last += 1;
+                self.looks.insert(self.last, (id, file));
+                sim.tell(micros(LOOK_AGAIN), self.id, Event::Timer(self.last));
+            }
+            Next::Done => self.end_errand(sim, id, true),
+            Next::Failed(_) => self.end_errand(sim, id, false),
         }
     }
 
@@ -407,46 +414,50 @@ impl AgentProc {
         sim.send(self.id, conn, &Frame { id: RequestId(1 + sequence.0), term: Term(0), message });
     }
 
-    /// Each head that the dead had open must give its lock before the dead is declared.
-    fn look_at_heads(&mut self, sim: &mut Sim, id: u64) {
-        let Some(errand) = self.errands.get_mut(&id) else { return };
-        let Task::Declare(Dead::Client(run)) = errand.task else { return };
-        let Some(path) = errand.heads.last().cloned() else {
-            return self.operate(sim, id, OperatorRequest::Reaped { instance: run.instance });
-        };
+    fn look(&mut self, id: u64, file: Held) {
         let storage = self.storage.clone();
-        self.tasks.spawn(async move { Looked { errand: id, free: is_free(&storage, &path).await } });
+        self.tasks.spawn(async move { Looked { errand: id, sight: look(&storage, &file).await } });
     }
 
     fn on_looked(&mut self, sim: &mut Sim, looked: Looked) {
-        let Some(errand) = self.errands.get_mut(&looked.errand) else { return };
-        match looked.free {
-            Ok(true) | Err(StorageError::NotFound { .. }) => {
-                errand.heads.pop();
-                self.look_at_heads(sim, looked.errand);
-            }
-            Ok(false) => {
-                self.last += 1;
-                self.connects.insert(self.last, Purpose::Errand(looked.errand));
-                sim.tell(LOCK_AGAIN, self.id, Event::Timer(self.last));
-            }
-            Err(_) => self.end_errand(sim, looked.errand, false),
-        }
+        let Some(Errand { task: Task::Declare(_, Some(declaration)), .. }) =
+            self.errands.get_mut(&looked.errand)
+        else {
+            return;
+        };
+        let next = declaration.on_sight(looked.sight);
+        self.go_on(sim, looked.errand, next);
     }
 
-    /// Either an errand takes too long, or a head is to be looked at again.
+    /// Either an errand takes too long, or a file is to be looked at again.
     fn on_timer(&mut self, sim: &mut Sim, timer: u64) {
-        if let Some(Purpose::Errand(errand)) = self.connects.remove(&timer) {
-            self.look_at_heads(sim, errand);
+        if let Some((errand, file)) = self.looks.remove(&timer) {
+            if self.errands.contains_key(&errand) {
+                self.look(errand, file);
+            }
         } else if self.errands.contains_key(&timer) {
             self.end_errand(sim, timer, false);
         }
     }
 }
 
-async fn is_free(storage: &SimStorage, path: &str) -> Result<bool, StorageError> {
-    let head = storage.open(path, Access::Read).await?;
-    storage.try_lock(&head).await
+async fn look(storage: &SimStorage, file: &Held) -> Sight {
+    let path = match file {
+        Held::Gate(term) => names::gate(*term),
+        Held::Head(volume) => head_path(*volume),
+        Held::Origin { path, .. } => unreachable!("nobody adopts origins in this world: {path}"),
+    };
+    let locked = async { storage.try_lock(&storage.open(&path, Access::Read).await?).await };
+    match locked.await {
+        Ok(true) => Sight::Free,
+        Ok(false) => Sight::Locked,
+        Err(StorageError::NotFound { .. }) => Sight::Missing,
+        Err(error) => Sight::Unknown(error.to_string()),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).expect("short")
 }
 
 fn pid_of(proc: ProcId) -> Pid {
