@@ -113,18 +113,25 @@ impl Children {
         if !self.waited.lock().unwrap_or_else(PoisonError::into_inner).insert(process) {
             return;
         }
-        let (events, waited) = (self.events.clone(), self.waited.clone());
         // A thread, for tokio waits for children and sockets only; there are one or two such processes in an agent's life.
-        std::thread::spawn(move || {
+        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        let watcher = std::thread::Builder::new().spawn(move || {
             if let Some(fd) = open(process) {
                 wait_until_readable(&fd);
             }
+            drop(ended);
+        });
+        if let Err(error) = watcher {
+            warn!("process {} is looked at again and again: {error}", process.pid);
+        }
+        let (events, waited) = (self.events.clone(), self.waited.clone());
+        tokio::spawn(async move {
+            // Dropped in either case: the descriptor was readable, or nobody waits for it.
+            let _ = end.await;
             while is_alive(process) {
-                std::thread::sleep(LOOK_AGAIN);
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
-            waited.lock().unwrap_or_else(PoisonError::into_inner).remove(&process);
-            // The main loop may be gone; then nobody needs to know.
-            let _ = events.blocking_send(Event::Input(Input::Ended(process)));
+            report(process, &events, &waited).await;
         });
     }
 
@@ -150,7 +157,7 @@ fn wait_until_readable(fd: &OwnedFd) {
     loop {
         match poll(&mut [PollFd::new(fd, PollFlags::IN)], None) {
             Err(Errno::INTR) => {}
-            Err(error) => return warn!("a process cannot be waited for: {error}"),
+            Err(error) => return warn!("a process is looked at again and again: {error}"),
             Ok(_) => return,
         }
     }
@@ -189,6 +196,23 @@ mod tests {
         assert_ne!(start_of_child(child.id()), None, "it was not reaped");
         child.wait().expect("our child");
         assert_eq!(start_of(child.id()), None);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_that_was_found_again_is_reported() {
+        let mut found = std::process::Command::new("sleep").arg("1000").spawn().expect("starts");
+        let pid = found.id();
+        let process = Process { pid, started: start_of(pid).expect("it runs") };
+        let (events, mut inbox) = tokio::sync::mpsc::channel(16);
+        let children = Children::new(events);
+        children.watch(process);
+        tokio::task::yield_now().await;
+        assert!(inbox.try_recv().is_err());
+        children.signal(process, Signal::KILL);
+        let reaper = std::thread::spawn(move || found.wait());
+        let event = inbox.recv().await.expect("its end");
+        assert!(matches!(event, Event::Input(Input::Ended(ended)) if ended == process));
+        reaper.join().expect("no panic").expect("it was our child");
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use csnap_proto::frame::{FrameDecoder, encode};
-use csnap_proto::limits::{CONNECTIONS_MAX, HANDSHAKE_MS_MAX};
+use csnap_proto::limits::{CONNECTIONS_MAX, FRAME_BYTES_MAX, HANDSHAKE_MS_MAX};
 use csnap_proto::message::local::{FromAgent, ToAgent};
 use csnap_proto::{Frame, RequestId, Term};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -23,6 +24,9 @@ use crate::core::{ConnId, Input, Process};
 
 /// Messages that wait to be read by one peer; one that lets more pile up is cut off.
 const OUTGOING_MAX: usize = 1024;
+
+/// Bytes of such messages; one more is taken while there are fewer. A few of the longest statuses.
+const OUTGOING_BYTES_MAX: usize = 4 * FRAME_BYTES_MAX;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
@@ -79,6 +83,8 @@ struct Outgoing {
 /// One peer; dropping it closes the connection.
 pub(super) struct Connection {
     outgoing: mpsc::Sender<Outgoing>,
+    /// Bytes that wait in it.
+    unsent: Arc<AtomicUsize>,
     closed: Arc<Notify>,
 }
 
@@ -92,13 +98,14 @@ impl Connection {
     pub(super) fn start(conn: ConnId, stream: UnixStream, events: Events) -> Self {
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
         let closed = Arc::new(Notify::new());
-        let until_closed = closed.clone();
+        let unsent = Arc::new(AtomicUsize::new(0));
+        let (until_closed, left) = (closed.clone(), unsent.clone());
         tokio::spawn(async move {
             tokio::select! {
                 reason = read(conn, &stream, &events) => if let Some(reason) = reason {
                     warn!("connection {} is closed: {reason}", conn.0);
                 },
-                result = write(&stream, queue) => if let Err(error) = result {
+                result = write(&stream, queue, &left) => if let Err(error) = result {
                     warn!("connection {} is closed: {error}", conn.0);
                 },
                 () = until_closed.notified() => {}
@@ -107,14 +114,16 @@ impl Connection {
             // The main loop may be gone; then nobody needs to know.
             let _ = events.send(Event::Input(Input::Gone { conn })).await;
         });
-        Self { outgoing, closed }
+        Self { outgoing, unsent, closed }
     }
 
     /// Queues a message; false when the peer does not read.
     pub(super) fn send(&self, id: RequestId, message: FromAgent, socket: Option<TcpStream>) -> bool {
         let mut bytes = BytesMut::new();
         encode(&Frame { id, term: Term(0), message }, &mut bytes);
-        self.outgoing.try_send(Outgoing { bytes: bytes.freeze(), socket }).is_ok()
+        let before = self.unsent.fetch_add(bytes.len(), Ordering::Relaxed);
+        before < OUTGOING_BYTES_MAX
+            && self.outgoing.try_send(Outgoing { bytes: bytes.freeze(), socket }).is_ok()
     }
 
     pub(super) fn close(&self) {
@@ -158,7 +167,11 @@ async fn read_some(stream: &UnixStream, buffer: &mut BytesMut) -> io::Result<usi
     }
 }
 
-async fn write(stream: &UnixStream, mut queue: mpsc::Receiver<Outgoing>) -> io::Result<()> {
+async fn write(
+    stream: &UnixStream,
+    mut queue: mpsc::Receiver<Outgoing>,
+    unsent: &AtomicUsize,
+) -> io::Result<()> {
     while let Some(Outgoing { bytes, socket }) = queue.recv().await {
         let mut sent = match &socket {
             Some(socket) => {
@@ -174,6 +187,7 @@ async fn write(stream: &UnixStream, mut queue: mpsc::Receiver<Outgoing>) -> io::
                 Err(error) => return Err(error),
             }
         }
+        unsent.fetch_sub(bytes.len(), Ordering::Relaxed);
     }
     Ok(())
 }
@@ -186,4 +200,20 @@ fn send_beside(stream: &UnixStream, bytes: &[u8], socket: &TcpStream) -> io::Res
     assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "the buffer is made for one descriptor");
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_for_a_peer_that_does_not_read_is_bounded_in_bytes() {
+        let (ours, _peer) = UnixStream::pair().expect("two ends");
+        let (events, _inbox) = mpsc::channel(16);
+        let connection = Connection::start(ConnId(1), ours, events);
+        let long = || FromAgent::Failed { reason: "x".repeat(64 << 10) };
+        let taken = (0..OUTGOING_MAX).take_while(|_| connection.send(RequestId(1), long(), None)).count();
+        assert!(taken * (64 << 10) <= OUTGOING_BYTES_MAX, "{taken}");
+        assert!(taken > 16, "{taken}");
+    }
 }
