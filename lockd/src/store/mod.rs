@@ -19,7 +19,9 @@
 //!   way; what it gives is durable;
 //! - damage is told from a batch that a crash tore: a torn batch is the last. Damage before a whole batch is refused;
 //! - after any failure of a write or a sync the store refuses everything: its process ends, and the next one reads what
-//!   there is.
+//!   there is;
+//! - what can be read may be a cache that no sync will write any more: a sync of it failed. So [`Store::open`] writes
+//!   anew what it relies on and what nobody has synced for certain: the last batch, and the snapshot's name.
 //!
 //! Formats are in [`record`].
 
@@ -115,8 +117,6 @@ impl<S: Storage> Store<S> {
         if !storage.try_lock(&lock).await? {
             return Err(StoreError::Busy);
         }
-        // What a predecessor made visible is durable from here on.
-        storage.sync_dir("").await?;
         let names = storage.list("").await?;
         let new_log_bytes = options.log_bytes;
         if !names.iter().any(|name| name == "snapshot") {
@@ -134,8 +134,13 @@ impl<S: Storage> Store<S> {
             };
             return Ok((store, Table::default()));
         }
-        let Snapshot { place, table } = read_snapshot(&storage).await?;
+        let (content, Snapshot { place, table }) = read_snapshot(&storage).await?;
         let (log, log_bytes, place, table) = replay(&storage, place, table).await?;
+        match publish_snapshot(&storage, content).await {
+            // A full disk must not keep lockd from starting: the name is durable, unless a sync of the directory failed, too.
+            Ok(()) | Err(StoreError::Storage(StorageError::NoSpace { .. })) => {}
+            Err(error) => return Err(error),
+        }
         remove_leftovers(&storage, &names, place.generation).await?;
         let store = Self { storage, _lock: lock, log, place, log_bytes, new_log_bytes, failed: false };
         Ok((store, table))
@@ -236,19 +241,24 @@ async fn begin_generation<S: Storage>(
     let place = LogPlace { generation: last.generation + 1, offset: 0, ..last };
     let log_name = log_name(place.generation);
     unlink_if_there(storage, &log_name).await?;
-    unlink_if_there(storage, "snapshot.tmp").await?;
     let log = storage.create(&log_name).await?;
     write_all(storage, &log, Bytes::from(vec![0; usize::try_from(log_bytes).expect("a few megabytes")]))
         .await?;
     storage.sync(&log).await?;
+    publish_snapshot(storage, encode_snapshot(place, table)).await?;
+    Ok((log, place))
+}
+
+/// Puts a snapshot in the place of the one that is there, whole and durable.
+async fn publish_snapshot<S: Storage>(storage: &S, content: Bytes) -> Result<()> {
+    unlink_if_there(storage, "snapshot.tmp").await?;
     let snapshot = storage.create("snapshot.tmp").await?;
-    write_all(storage, &snapshot, encode_snapshot(place, table)).await?;
+    write_all(storage, &snapshot, content).await?;
     storage.sync(&snapshot).await?;
     // The log must be there before anything says that it is.
     storage.sync_dir("").await?;
     storage.rename("snapshot.tmp", "snapshot").await?;
-    storage.sync_dir("").await?;
-    Ok((log, place))
+    Ok(storage.sync_dir("").await?)
 }
 
 async fn write_all<S: Storage>(storage: &S, file: &S::File, content: Bytes) -> Result<()> {
@@ -276,14 +286,15 @@ async fn read_all<S: Storage>(storage: &S, file: &S::File, name: &str, max: u64)
     Ok(content)
 }
 
-async fn read_snapshot<S: Storage>(storage: &S) -> Result<Snapshot> {
+/// The snapshot, and the bytes that it was read from.
+async fn read_snapshot<S: Storage>(storage: &S) -> Result<(Bytes, Snapshot)> {
     let file = storage.open("snapshot", Access::Read).await?;
     let content = read_all(storage, &file, "snapshot", SNAPSHOT_BYTES_MAX).await?;
     // Its content was synced before it got its name, so nothing that a crash does explains damage.
     let snapshot = record::decode_snapshot(&content)?;
     let corrupt = |what| StoreError::Corrupt { file: "snapshot".into(), at: 0, what };
     snapshot.table.check().map_err(corrupt)?;
-    Ok(snapshot)
+    Ok((content.into(), snapshot))
 }
 
 /// Applies the generation's log to its snapshot.
@@ -305,6 +316,7 @@ async fn replay<S: Storage>(
         return Err(corrupt(content.len() as u64, "the file was cut"));
     }
     let mut effects = Vec::new();
+    let mut last = None;
     while let Some(batch) = record::decode_batch(&content, place) {
         for command in &batch.commands {
             let command: Command = postcard::from_bytes(command)
@@ -312,15 +324,22 @@ async fn replay<S: Storage>(
             table.apply(command, &mut effects);
             effects.clear();
         }
+        last = Some(place.offset);
         place.offset += batch.len;
         place.sequence += batch.commands.len() as u64;
     }
     if record::has_batch_after(&content, place) {
         return Err(corrupt(place.offset, "batches after this one are whole, so it was whole once"));
     }
-    // The last batch may be readable and not yet durable; nobody may learn of it before it is.
+    let log_bytes = content.len() as u64;
+    // The last batch may be readable and not durable; nobody may learn of it before it is.
+    if let Some(start) = last {
+        let index = |offset: u64| usize::try_from(offset).expect("it lies in what was read");
+        let batch = Bytes::from(content).slice(index(start)..index(place.offset));
+        storage.write(&log, start, batch).await?;
+    }
     storage.sync(&log).await?;
-    Ok((log, content.len() as u64, place, table))
+    Ok((log, log_bytes, place, table))
 }
 
 /// Removes what an interrupted [`Store::roll`] left.

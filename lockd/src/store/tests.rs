@@ -250,6 +250,41 @@ fn after_a_failed_sync_nothing_is_accepted_and_nothing_acknowledged_is_lost() {
     }
 }
 
+/// A failed sync may leave what it was about readable, and no later sync writes it: whoever opens the store next must not
+/// take what it reads for durable.
+#[test]
+fn what_was_read_after_a_failed_sync_outlives_the_power() {
+    let count = 12;
+    let mut failures = 0;
+    for kind in [OperationKind::Sync, OperationKind::SyncDir, OperationKind::Write] {
+        for seed in 0..4 {
+            for nth in 1.. {
+                let disk = SimDisk::new(seed);
+                disk.fail(Fault::once(kind, nth, FaultError::Io));
+                let acknowledged = std::cell::Cell::new(0);
+                if run(history(disk.storage(NODE), count, 3, &acknowledged)).is_ok() {
+                    break;
+                }
+                failures += 1;
+                disk.crash_node(NODE);
+                // The next lockd reads what is there, and serves it; a third one goes on from there.
+                let served = check_survivor(&disk, acknowledged.get(), count);
+                disk.crash_node(NODE);
+                for state in disk.crash_states(20, nth) {
+                    check_survivor(&state, served, count);
+                }
+                run(history(disk.storage(NODE), count + 4, 4, &acknowledged))
+                    .expect("nothing fails any more");
+                disk.crash_node(NODE);
+                for state in disk.crash_states(20, nth) {
+                    check_survivor(&state, count + 4, count + 4);
+                }
+            }
+        }
+    }
+    assert!(failures > 50, "{failures}");
+}
+
 #[test]
 fn a_full_disk_stops_the_roll_and_not_the_log() {
     let disk = five_batches();
