@@ -213,3 +213,31 @@ fn threads_need_no_runtime_and_auto_falls_back_without_one() {
     assert_eq!(storage.backend(), Backend::Threads);
     assert!(PosixStorage::open(&directory.path().join("nothing"), PosixOptions::default()).is_err());
 }
+
+#[test]
+fn an_origin_is_a_file_or_a_block_device_and_nothing_that_waits_for_a_peer() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    for backend in BACKENDS {
+        let directory = directory();
+        let at = |name: &str| directory.path().join(name);
+        mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        std::fs::write(at("file"), b"content").unwrap();
+        multi_thread().block_on(async {
+            let storage = open(directory.path(), backend);
+            let others = [at("fifo"), at("directory"), at("socket"), "/dev/null".into()];
+            for path in others {
+                for access in [Access::Read, Access::ReadWrite] {
+                    let refused = storage.open_absolute(&path, access).await.map(drop);
+                    assert!(matches!(refused, Err(StorageError::Io { .. })), "{path:?}: {refused:?}");
+                }
+            }
+            let file = storage.open_absolute(&at("file"), Access::Read).await.unwrap();
+            assert_eq!(storage.read(&file, 0, 7).await.unwrap(), "content");
+            let flags = rustix::fs::fcntl_getfl(file.fd()).unwrap();
+            assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "its reads may wait");
+        });
+    }
+}

@@ -4,6 +4,7 @@
 //! it dead, and the server takes the hidden volume away.
 
 use std::io::{IsTerminal, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ const PIECE_BYTES: usize = 1 << 20;
 const AHEAD_MAX: usize = 4;
 
 pub(crate) async fn run(dir: &Path, create: &VolumeCreate, file: &Path) -> anyhow::Result<VolumeInfo> {
-    let source = std::fs::File::open(file).with_context(|| file.display().to_string())?;
+    let source = open_image(file).with_context(|| file.display().to_string())?;
     let length = length_of(&source, file)?;
     let size_bytes = create.size.unwrap_or(length);
     if size_bytes < length {
@@ -56,6 +57,15 @@ pub(crate) async fn run(dir: &Path, create: &VolumeCreate, file: &Path) -> anyho
         OperatorReply::Volume(volume) => Ok(volume),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Opens what bytes can be read from a second time. A FIFO would wait for its other end, a terminal for somebody.
+fn open_image(path: &Path) -> anyhow::Result<std::fs::File> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        bail!("it is neither a regular file nor a block device; give a raw image");
+    }
+    Ok(std::fs::File::open(path)?)
 }
 
 /// Bytes of a file or block device.
@@ -136,4 +146,25 @@ fn progress(length: u64) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_a_file_or_a_block_device_and_nothing_that_waits() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+        for path in [at("fifo"), at("socket"), directory.path().to_owned(), "/dev/zero".into()] {
+            let refused = open_image(&path).expect_err("refused").to_string();
+            assert!(refused.contains("neither a regular file"), "{path:?}: {refused}");
+        }
+        std::fs::write(at("image"), b"x").expect("a file");
+        assert!(open_image(&at("image")).is_ok());
+    }
 }

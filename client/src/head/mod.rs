@@ -259,11 +259,18 @@ impl HeadFile {
     }
 }
 
-/// Opens a file of volume data.
+/// Opens a file or block device of volume data. Anything else that an adopted origin's path leads to by now is refused, and
+/// not waited for: a FIFO would wait for its other end.
 fn open_data(path: &Path, writes: bool, shared: bool) -> io::Result<File> {
-    let flags = if shared { OFlags::DIRECT } else { OFlags::empty() };
-    let flags = i32::try_from(flags.bits()).expect("flags of open are positive");
-    std::fs::OpenOptions::new().read(true).write(writes).custom_flags(flags).open(path)
+    let kept = if shared { OFlags::DIRECT } else { OFlags::empty() };
+    let flags = i32::try_from((kept | OFlags::NONBLOCK).bits()).expect("flags of open are positive");
+    let file = std::fs::OpenOptions::new().read(true).write(writes).custom_flags(flags).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::Error::other("it is neither a regular file nor a block device"));
+    }
+    rustix::fs::fcntl_setfl(&file, kept)?;
+    Ok(file)
 }
 
 /// An adopted origin must be the file or device that the server saw when it was adopted.

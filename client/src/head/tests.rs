@@ -166,3 +166,18 @@ fn direct_writers_of_one_block_do_not_undo_each_other() {
         assert!(bytes.iter().all(|byte| usize::from(*byte) == part + 1), "part {part}");
     }
 }
+
+#[test]
+fn a_path_that_leads_to_no_storage_is_refused_and_not_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+    for path in [at("fifo"), directory.path().to_owned(), "/dev/null".into()] {
+        assert!(open_data(&path, false, false).is_err(), "{path:?}");
+    }
+    std::fs::write(at("head"), b"x").expect("a file");
+    let head = open_data(&at("head"), true, false).expect("a head");
+    assert!(!rustix::fs::fcntl_getfl(&head).expect("its flags").contains(OFlags::NONBLOCK));
+}

@@ -4,6 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 use super::engine::Engine;
 
 /// An open file description. Operations under way hold it too, so that it is closed, and its lock given up, only
@@ -44,6 +47,12 @@ impl PosixFile {
     /// Takes note that the lock is held: the next holder must not have to wait for a queue when this file goes.
     pub(super) fn note_locked(&self) {
         self.0.locked.store(true, Ordering::Relaxed);
+    }
+
+    /// Undoes `O_NONBLOCK`.
+    pub(super) fn let_wait(&self) -> Result<(), Errno> {
+        let flags = rustix::fs::fcntl_getfl(self.fd())?;
+        rustix::fs::fcntl_setfl(self.fd(), flags - OFlags::NONBLOCK)
     }
 
     pub(super) fn path(&self) -> &str {

@@ -213,6 +213,14 @@ pub(super) struct FileStat {
     pub(super) stat: Stat,
     /// Its size must be asked for in another way.
     pub(super) is_block_device: bool,
+    is_regular: bool,
+}
+
+impl FileStat {
+    /// Whether it is storage: bytes that stay where they are written.
+    pub(super) fn holds_bytes(&self) -> bool {
+        self.is_regular || self.is_block_device
+    }
 }
 
 impl From<&Statx> for FileStat {
@@ -232,6 +240,6 @@ impl From<&Statx> for FileStat {
             inode: statx.stx_ino,
             is_dir: kind == FileType::Directory,
         };
-        Self { stat, is_block_device }
+        Self { stat, is_block_device, is_regular: kind == FileType::RegularFile }
     }
 }

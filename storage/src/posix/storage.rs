@@ -15,7 +15,7 @@ use super::error::storage_error;
 use super::file::PosixFile;
 use super::operation::{FileStat, Operation, Outcome, ReadJob, Root, WriteJob};
 use super::{Backend, PosixOptions};
-use crate::{Access, BLOCK_BYTES, Result, Stat, Storage};
+use crate::{Access, BLOCK_BYTES, Result, Stat, Storage, StorageError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -43,7 +43,8 @@ impl PosixStorage {
         Ok(Self { root: Arc::new(directory), engine: Arc::new(engine), shared: options.shared })
     }
 
-    /// Opens an existing file or block device by absolute path: an adopted origin that its client writes to.
+    /// Opens an existing file or block device by absolute path: an adopted origin. Anything else, which might wait for a
+    /// peer or end nowhere, is refused.
     ///
     /// # Errors
     /// As [`Storage::open`].
@@ -54,7 +55,23 @@ impl PosixStorage {
         }
         let absolute = CString::new(path.as_os_str().as_encoded_bytes());
         let absolute = absolute.map_err(|_| storage_error(&name, "open", Errno::INVAL))?;
-        self.open_with(&name, absolute, access_flags(access)).await
+        // A FIFO would wait for its other end. Once it is known to be none, reads may wait again: io_uring minds the flag.
+        let file = self.open_with(&name, absolute, access_flags(access) | OFlags::NONBLOCK).await?;
+        let stat = Operation::StatFile { file: file.clone() };
+        let Outcome::Stat(stat) = self.submit(&name, "stat", stat).await? else {
+            unreachable!("stat gives a stat")
+        };
+        if !stat.holds_bytes() {
+            let reason = "it is neither a regular file nor a block device".to_owned();
+            return Err(StorageError::Io {
+                path: name,
+                what: "open",
+                errno: Errno::INVAL.raw_os_error(),
+                reason,
+            });
+        }
+        file.let_wait().map_err(|errno| storage_error(&name, "open", errno))?;
+        Ok(file)
     }
 
     /// The backend in use; never [`Backend::Auto`].
@@ -86,7 +103,8 @@ impl PosixStorage {
     }
 
     async fn stat_with(&self, path: &str, stat: Operation, size: Operation) -> Result<Stat> {
-        let Outcome::Stat(FileStat { mut stat, is_block_device }) = self.submit(path, "stat", stat).await?
+        let Outcome::Stat(FileStat { mut stat, is_block_device, .. }) =
+            self.submit(path, "stat", stat).await?
         else {
             unreachable!("stat gives a stat")
         };
