@@ -24,9 +24,6 @@ pub struct NodeConfig {
     pub node: Name,
     /// Directory that all nodes share; absolute.
     pub pool: PathBuf,
-    /// Other hosts use the pool too: I/O goes past the page cache.
-    #[serde(default)]
-    pub pool_shared: bool,
     /// Addresses of the lockds, numeric.
     pub lockd: Vec<SocketAddr>,
     /// The agent's unix socket; absolute.
@@ -156,7 +153,6 @@ impl NodeConfig {
         Self {
             node,
             pool,
-            pool_shared: false,
             lockd,
             agent_sock: dir.join("agent.sock"),
             state: dir.join("state"),
@@ -278,6 +274,7 @@ mod tests {
             ("ping_timeout_ms = 1", "ping_timeout_ms"),
             ("failback = \"never\"", "never"),
             ("io = \"mmap\"", "mmap"),
+            ("pool_shared = true", "pool_shared"),
             ("server_listen = \"0.0.0.0:7\"", "server_listen"),
         ] {
             let error = parse(&format!("{GOOD}\n{change}")).expect_err(change).to_string();

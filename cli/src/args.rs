@@ -148,9 +148,9 @@ pub(crate) struct VolumeCreate {
     /// Where snapshots' content goes: old content aside (in-place), or new content to new places (thin).
     #[arg(long, value_enum, default_value_t = Layout::InPlace)]
     pub(crate) layout: Layout,
-    /// Unit of sharing: a power of two from 4K to 4M.
-    #[arg(long, value_parser = parse_chunk, default_value = "4K")]
-    pub(crate) chunk: ChunkSize,
+    /// Unit of sharing: a power of two from 4K to 4M; unless given, the pool's (4K).
+    #[arg(long, value_parser = parse_chunk)]
+    pub(crate) chunk: Option<ChunkSize>,
     /// Use this existing device or raw image where it lies.
     #[arg(long, conflicts_with = "from")]
     pub(crate) origin: Option<PathBuf>,

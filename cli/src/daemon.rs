@@ -14,7 +14,7 @@ use csnap_storage::posix::Backend;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Daemon;
-use crate::supervisor;
+use crate::{pool, supervisor};
 
 /// How long a snapshot create waits for the writer to drain.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -63,17 +63,18 @@ pub(crate) fn lockd(daemon: &Daemon) -> anyhow::Result<()> {
 /// `csnap export`
 pub(crate) fn export(daemon: &Daemon) -> anyhow::Result<()> {
     let config = begin(daemon)?;
+    let runtime = csnap_nbd_export::runtime().context("cannot start")?;
+    let pool_shared = runtime.block_on(pool::open(&config.pool))?.toml.shared;
     let unique_cache_bytes = usize::try_from(config.unique_cache_bytes).context("unique_cache_bytes")?;
     let config = ExportConfig {
         node: config.node,
         pool: config.pool,
-        pool_shared: config.pool_shared,
+        pool_shared,
         agent_sock: config.agent_sock,
         nbd_unix: config.nbd_unix,
         nbd_tcp: config.nbd_tcp,
         unique_cache_bytes,
     };
-    let runtime = csnap_nbd_export::runtime().context("cannot start")?;
     let result = runtime.block_on(async { csnap_nbd_export::run(config, shutdown()?).await });
     runtime.shutdown_background();
     result

@@ -8,6 +8,7 @@ mod commands;
 mod daemon;
 mod operator;
 mod output;
+mod pool;
 mod size;
 mod supervisor;
 mod up;

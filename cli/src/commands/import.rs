@@ -11,15 +11,17 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
 use csnap_client::{ClientConfig, ServerSource, Volume};
-use csnap_proto::Target;
-use csnap_proto::message::local::{FromAgent, ToAgent};
+use csnap_proto::message::local::ToAgent;
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Source, VolumeInfo};
+use csnap_proto::{ChunkSize, Name, Target};
+use csnap_server::term::PoolToml;
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::Advice;
 use tokio::sync::mpsc;
 
-use crate::agents;
 use crate::args::VolumeCreate;
 use crate::operator::{Session, unexpected};
+use crate::{agents, pool};
 
 /// Bytes read and written at once: large enough for any disk, small enough that progress moves.
 const PIECE_BYTES: usize = 1 << 20;
@@ -38,14 +40,20 @@ pub(crate) async fn run(dir: &Path, create: &VolumeCreate, file: &Path) -> anyho
     // Before anything exists that our death would leave behind.
     agents::wish(&session.agent, ToAgent::WriterHello { instance: session.instance }).await?;
     let name = create.name.clone();
-    let request = OperatorRequest::VolumeCreate {
-        name: name.clone(),
-        size_bytes,
-        chunk: create.chunk,
-        source: Source::Import,
-    };
+    let pool = pool::path_of(&session.agent).await?;
+    let PoolToml { shared, chunk_bytes, .. } = pool::open(&pool).await?.toml;
+    let default = ChunkSize::from_bytes(chunk_bytes).context("an open pool has a checked chunk size")?;
+    let chunk = create.chunk.unwrap_or(default);
+    let request =
+        OperatorRequest::VolumeCreate { name: name.clone(), size_bytes, chunk, source: Source::Import };
     session.request(request).await?;
-    let filled = fill(&session, create, source, length).await;
+    if shared {
+        // The image may lie on the pool's file system, and be newer there than in this host's page cache.
+        rustix::fs::fadvise(&source, 0, None, Advice::DontNeed)?;
+    }
+    let servers = ServerSource::Agents(vec![session.agent.clone()]);
+    let config = ClientConfig::new(servers, pool, session.node.clone(), session.instance);
+    let filled = fill(ClientConfig { shared, ..config }, name.clone(), source, length).await;
     if let Err(error) = filled {
         session.close().await;
         return Err(error.context(format!("volume {name} was not made")));
@@ -79,19 +87,8 @@ fn length_of(mut file: &std::fs::File, path: &Path) -> anyhow::Result<u64> {
     Ok(length)
 }
 
-async fn fill(
-    session: &Session,
-    create: &VolumeCreate,
-    source: std::fs::File,
-    length: u64,
-) -> anyhow::Result<()> {
-    let FromAgent::Pool { path } = agents::ask(&session.agent, ToAgent::Pool, agents::ANSWER_WITHIN).await?
-    else {
-        bail!("the agent did not say where the pool is");
-    };
-    let servers = ServerSource::Agents(vec![session.agent.clone()]);
-    let config = ClientConfig::new(servers, path.into(), session.node.clone(), session.instance);
-    let target = Target { volume: create.name.clone(), snapshot: None };
+async fn fill(config: ClientConfig, volume: Name, source: std::fs::File, length: u64) -> anyhow::Result<()> {
+    let target = Target { volume, snapshot: None };
     let volume = Volume::open(config, target).await?;
     let copied = copy(&volume, source, length).await;
     let released = volume.release().await;

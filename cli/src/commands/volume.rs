@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{import, not_yet};
 use crate::args::{Layout, Volume, VolumeCreate};
 use crate::operator::{Session, unexpected};
-use crate::{output, size};
+use crate::{output, pool, size};
 
 pub(crate) async fn run(dir: &Path, json: bool, command: Volume) -> anyhow::Result<()> {
     match command {
@@ -50,8 +50,15 @@ async fn request_create(
     size_bytes: u64,
     source: Source,
 ) -> anyhow::Result<VolumeInfo> {
-    let (name, chunk) = (create.name.clone(), create.chunk);
-    ask(dir, OperatorRequest::VolumeCreate { name, size_bytes, chunk, source }).await
+    let mut session = Session::open(dir).await?;
+    let chunk = match create.chunk {
+        Some(chunk) => chunk,
+        None => pool::default_chunk(&session.agent).await?,
+    };
+    let name = create.name.clone();
+    let reply = session.request(OperatorRequest::VolumeCreate { name, size_bytes, chunk, source }).await?;
+    session.close().await;
+    volume_of(reply)
 }
 
 /// The server and every client open the origin by this path.
@@ -64,6 +71,10 @@ async fn ask(dir: &Path, request: OperatorRequest) -> anyhow::Result<VolumeInfo>
     let mut session = Session::open(dir).await?;
     let reply = session.request(request).await?;
     session.close().await;
+    volume_of(reply)
+}
+
+fn volume_of(reply: OperatorReply) -> anyhow::Result<VolumeInfo> {
     match reply {
         OperatorReply::Volume(volume) => Ok(volume),
         other => Err(unexpected(&other)),

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use csnap_proto::ChunkSize;
 use csnap_proto::message::local::ServerState;
 use csnap_proto::message::operate::{OperatorRequest, Source};
 
 use super::layout::{Layout, NodeDir, first_volume};
-use crate::agents;
 use crate::operator::Session;
+use crate::{agents, pool};
 
 /// Size of the first volume: enough to play with, nothing until it is written.
 const FIRST_VOLUME_BYTES: u64 = 1 << 30;
@@ -51,7 +50,8 @@ pub(super) async fn make_volume(layout: &Layout) -> anyhow::Result<bool> {
     let mut there = session.request(OperatorRequest::VolumeShow { name: name.clone() }).await.is_ok();
     if !layout.first_volume_made() {
         if !there {
-            let (size_bytes, chunk, source) = (FIRST_VOLUME_BYTES, ChunkSize::MIN, Source::Empty);
+            let chunk = pool::default_chunk(&node.config.agent_sock).await?;
+            let (size_bytes, source) = (FIRST_VOLUME_BYTES, Source::Empty);
             let create = OperatorRequest::VolumeCreate { name, size_bytes, chunk, source };
             session.request(create).await.context("the first volume")?;
             there = true;

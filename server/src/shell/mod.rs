@@ -10,7 +10,7 @@ mod serve;
 mod standby;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,7 +18,7 @@ use csnap_proto::{Name, Time, WallMillis};
 use csnap_storage::posix::{Backend, PosixOptions, PosixStorage};
 
 use crate::core::Config as CoreConfig;
-use crate::term::{Pool, open_pool};
+use crate::term::{Pool, PoolError, open_pool};
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
@@ -59,7 +59,8 @@ async fn serve_node(config: &ServerConfig) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}; set another server_listen", config.listen))?;
     let address = listener.local_addr()?;
     let (mut link, orders) = link::connect(&config.agent_sock, address).await?;
-    let pool = open(config).await?;
+    let pool = open_pool_at(&config.pool, config.backend).await;
+    let pool = pool.with_context(|| format!("cannot open the pool {}", config.pool.display()))?;
     let anointed = Box::pin(standby::stand_by(&pool, &listener, &mut link, orders)).await?;
     let Some((taken, orders)) = anointed else { return Ok(()) };
     let core = CoreConfig {
@@ -70,17 +71,17 @@ async fn serve_node(config: &ServerConfig) -> anyhow::Result<()> {
     serve::serve(core, pool, taken, listener, link, orders).await
 }
 
-async fn open(config: &ServerConfig) -> anyhow::Result<Pool<PosixStorage>> {
-    let options = PosixOptions { backend: config.backend, shared: false };
-    let storage = PosixStorage::open(&config.pool, options)
-        .with_context(|| format!("cannot open the pool {}", config.pool.display()))?;
-    let pool = open_pool(&storage).await?;
+/// Opens the pool in a directory as its own `pool.toml` wants it: buffered, or past this host's page cache where other
+/// hosts see it. Whoever reads a pool opens it here.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub async fn open_pool_at(path: &Path, backend: Backend) -> Result<Pool<PosixStorage>, PoolError> {
+    let pool = open_pool(&PosixStorage::open(path, PosixOptions { backend, shared: false })?).await?;
     if !pool.toml.shared {
         return Ok(pool);
     }
-    // Seen by other hosts: nothing may come from this host's cache.
-    let options = PosixOptions { backend: config.backend, shared: true };
-    Ok(open_pool(&PosixStorage::open(&config.pool, options)?).await?)
+    open_pool(&PosixStorage::open(path, PosixOptions { backend, shared: true })?).await
 }
 
 /// The machine's monotonic clock, which also counts while it is suspended.

@@ -115,7 +115,7 @@ impl Nodes {
         for (host, address) in &HOSTS[..3] {
             let config = data.join(host).join("agent.toml");
             let (lockd, listen) = (format!("[\"{LOCKD}\"]"), format!("\"10.77.0.{address}:0\""));
-            edit(&config, &[("lockd", &lockd), ("server_listen", &listen), ("pool_shared", "true")]);
+            edit(&config, &[("lockd", &lockd), ("server_listen", &listen)]);
             daemons.push(daemon(host, "agent", &config));
         }
         let nodes = Self { cluster, daemons, network };
