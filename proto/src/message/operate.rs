@@ -200,7 +200,8 @@ pub struct ServerStatus {
     pub pool: PoolId,
     /// Store space in use by live versions, and heads of the pool as allocated, bytes.
     pub used_bytes: u64,
-    /// Space that the file system has free for the pool, bytes, less what is set aside.
+    /// Space that the file system has free for the pool, bytes. What is set aside (segments of journals to come, reserved
+    /// parts of arenas) takes room on it already, so it is not in here.
     pub free_bytes: u64,
     /// Freed or reserved, and not reusable until lost clients or older servers are known gone, bytes.
     pub held_bytes: u64,
