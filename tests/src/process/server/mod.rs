@@ -1,5 +1,10 @@
 //! A server process: it connects to its agent, follows the journal, takes over when it is anointed, and serves. The same
 //! procedures and the same core as in the daemon.
+//!
+//! - `standby`: until it serves; `serving`: from then on.
+
+mod serving;
+mod standby;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -7,18 +12,18 @@ use std::rc::Rc;
 
 use csnap_proto::message::local::{FromAgent, ToAgent};
 use csnap_proto::message::volume::ToServer;
-use csnap_proto::{Frame, SessionId, Term, Time, WallMillis};
-use csnap_server::core::{BatchId, Config, ConnId, Exit, Input, Output, ServerCore};
+use csnap_proto::{Frame, SessionId, Term, Time};
+use csnap_server::core::{BatchId, ConnId, Input, ServerCore};
 use csnap_server::replay::StateReplay;
 use csnap_server::state::State;
-use csnap_server::term::state::seal_of;
 use csnap_server::term::{
-    Fatal, Followed, Follower, Journal, Pool, PoolError, Position, Prepared, TakenOver, TermError, names,
-    open_pool, take_over, verify,
+    Fatal, Followed, Follower, Pool, PoolError, Position, Prepared, TakenOver, TermError, open_pool,
 };
 use csnap_server::work::{Done, Workbench};
-use csnap_storage::sim::{SimFile, SimNode, SimStorage, executor};
+use csnap_storage::sim::{SimFile, SimStorage};
 
+use self::serving::gate_is_open;
+use self::standby::begin;
 use crate::net::NetConn;
 use crate::sim::{Event, HostId, POOL, ProcId, Sim, agent_address, frames, plain};
 use crate::tasks::Tasks;
@@ -356,281 +361,4 @@ impl ServerProc {
         self.phase = Phase::Over;
         sim.exit(self.id, why);
     }
-
-    fn follow(&mut self) {
-        let Phase::Following { resting, .. } = &mut self.phase else { return };
-        let Some(mut follower) = resting.take() else { return };
-        self.tasks.spawn(async move {
-            let followed = follower.advance().await;
-            Ended::Followed(follower, followed)
-        });
-    }
-
-    fn on_followed(&mut self, sim: &mut Sim, follower: Box<Standby>, result: Result<Followed, TermError>) {
-        let ready = match result {
-            Ok(_) => true,
-            Err(TermError::Corrupt(corrupt)) => return self.fail(sim, &corrupt.to_string(), true),
-            Err(_) => false,
-        };
-        if self.told_ready != ready {
-            self.told_ready = ready;
-            self.tell(sim, ToAgent::ServerStandby { ready });
-        }
-        let every = sim.plan.follow_every;
-        let Phase::Following { resting, loads, .. } = &mut self.phase else { return };
-        if *loads > 0 && follower.loads() > *loads {
-            sim.tally.reached("a standby followed past a seal and loaded anew");
-        }
-        *loads = follower.loads();
-        *resting = Some(follower);
-        sim.tell(every, self.id, Event::Timer(FOLLOW));
-        self.obey(sim);
-    }
-
-    fn on_taken_over(&mut self, sim: &mut Sim, taken: Result<Ready, TermError>) {
-        let Phase::TakingOver { term } = self.phase else { return };
-        sim.taking_over.remove(&self.id);
-        match taken {
-            Ok(taken) => self.serve(sim, term, taken),
-            Err(TermError::Deposed(_)) => {
-                sim.tally.reached("a server began to take over and found itself deposed");
-                self.end(sim, "deposed before it served");
-            }
-            Err(TermError::Storage(error)) => self.fail(sim, &error.to_string(), false),
-            Err(error) => self.fail(sim, &error.to_string(), true),
-        }
-    }
-
-    fn serve(&mut self, sim: &mut Sim, term: Term, ready: Ready) {
-        let Ready { taken, bench, life } = ready;
-        self.check_takeover(sim, term, taken.base);
-        let state = taken.replay.into_state();
-        if let Err(problems) = state.check() {
-            sim.violation(format!("the state that term {term} took over: {}", problems.join("; ")));
-        }
-        if state.next_reap(1).is_some() {
-            sim.tally.reached("reaping was cut short by a takeover");
-        }
-        let config = Config {
-            client_lease: sim.plan.client_lease,
-            drain_patience: sim.plan.drain_patience,
-            // Small, so that takeovers come in between.
-            reap_slice_versions: 4,
-            broken: sim.plan.canaries.core,
-        };
-        let wall = WallMillis(sim.now / 1000);
-        let core = ServerCore::new(term, config, state, sim.clock(self.host), wall);
-        self.phase = Phase::Serving(Box::new(Serving {
-            term,
-            core,
-            bench,
-            next_look: sim.now,
-            _life: life,
-            inbox: VecDeque::new(),
-            turn_is_due: false,
-            checkpointing: false,
-            appended: BTreeMap::new(),
-            looks: BTreeMap::new(),
-        }));
-        sim.note(|| format!("server {} serves as term {term}", self.id.0));
-        sim.tally.did("takeovers", 1);
-        self.tell(sim, ToAgent::ServerServing { term });
-        self.keep_segments();
-        self.input(sim, Input::Tick);
-        sim.tell(LOOK_EVERY, self.id, Event::Timer(LOOK_ROUND));
-        for (conn, events) in std::mem::take(&mut self.backlog) {
-            self.input(sim, Input::Accepted { conn: ConnId(conn.0) });
-            events.into_iter().for_each(|event| self.on_client(sim, conn, event));
-        }
-    }
-
-    /// What a bystander who sees the whole disk says of a takeover.
-    fn check_takeover(&self, sim: &mut Sim, term: Term, base: Term) {
-        let disk = sim.disks[POOL].fork();
-        let pool = Pool {
-            storage: disk.storage(SimNode(0)),
-            toml: sim.plan.pool.clone(),
-            canaries: Default::default(),
-        };
-        let seal = match executor::run(seal_of(&pool, term)) {
-            Ok(Some(seal)) => seal,
-            // Its first segment may have been made superfluous already, by a successor.
-            _ => return,
-        };
-        let kept = seal.base.filter(|named| named.term == base);
-        let kept = kept.map_or(0, |named| named.position.0 + u64::from(seal.carried.is_some()));
-        let verdict = sim.model.terms.begins(term, base, kept);
-        sim.judge(verdict);
-        let chain = executor::run(verify::chain(&pool)).unwrap_or_default();
-        let place = |wanted: Term| chain.iter().position(|known| *known == wanted);
-        if let (Some(from), Some(to)) = (place(base), place(term))
-            && to > from + 1
-        {
-            sim.tally.reached("a takeover walked over a term that never served");
-        }
-    }
-
-    fn keep_segments(&mut self) {
-        let Phase::Serving(serving) = &self.phase else { return };
-        let journal = serving.bench.journal().clone();
-        self.tasks.spawn(async move { Ended::Kept(keep(&journal).await) });
-    }
-
-    fn turn(&mut self, sim: &mut Sim) {
-        let now = sim.clock(self.host);
-        let wall = WallMillis(sim.now / 1000);
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        serving.turn_is_due = false;
-        let mut out = Vec::new();
-        while let Some(input) = serving.inbox.pop_front() {
-            if let Input::Gate { batch, open } = input {
-                let verdict = serving.on_gate(batch, open);
-                if !open {
-                    sim.tally.reached("a gate was found closed by its own server");
-                    sim.tally.reached("a deposed server attempted an answer");
-                }
-                if let Some(Some(relied)) = sim.judge(verdict) {
-                    let verdict = sim.model.terms.acts(serving.term, relied);
-                    sim.judge(verdict);
-                }
-            }
-            serving.core.step(now, wall, input, &mut out);
-        }
-        if !serving.checkpointing && serving.bench.wants_checkpoint() {
-            serving.checkpointing = true;
-            serving.core.step(now, wall, Input::CheckpointDue, &mut out);
-        }
-        let terms: Vec<Term> = serving.core.state().older_terms().collect();
-        if !terms.is_empty() && sim.now >= serving.next_look {
-            serving.next_look = sim.now + LOOK_FOR_DEAD;
-            let bench = serving.bench.clone();
-            self.tasks
-                .spawn(async move { Ended::FoundDead(bench.find_dead(terms).await.unwrap_or_default()) });
-        }
-        serving.core.end_turn(&mut out);
-        for output in out {
-            self.carry_out(sim, output);
-        }
-    }
-
-    fn carry_out(&mut self, sim: &mut Sim, output: Output) {
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        match output {
-            Output::Send { conn, frame } => sim.send(self.id, NetConn(conn.0), &frame),
-            Output::Close { conn } => {
-                self.sessions.remove(&NetConn(conn.0));
-                sim.close(self.id, NetConn(conn.0));
-            }
-            Output::Exit { reason } => {
-                if reason == Exit::Drained {
-                    sim.tally.reached("a server was handed over by plan");
-                    self.tell(sim, ToAgent::ServerDrained);
-                }
-                self.end(sim, if reason == Exit::Drained { "drained" } else { "deposed" });
-            }
-            output => {
-                let open = gate_is_open(sim, serving.term);
-                match &output {
-                    Output::Append { .. } if !open => {
-                        sim.tally.reached("a deposed server attempted an append");
-                    }
-                    Output::ReadGate { batch } => {
-                        let relied = serving.appended.range(..=*batch).next_back().map_or(0, |(_, p)| *p);
-                        serving.looks.insert(*batch, (relied, open));
-                    }
-                    Output::CopyOut { job, .. } => {
-                        let (term, volume, moves) = (serving.term, job.volume, &job.moves);
-                        sim.note(|| format!("term {term} copies of {volume}: {moves:?}"));
-                        for (_, extent) in &job.moves {
-                            sim.note_store_use(*extent);
-                        }
-                    }
-                    Output::Punch { extents } => {
-                        let term = serving.term;
-                        sim.note(|| format!("term {term} punches {extents:?}"));
-                    }
-                    _ => {}
-                }
-                let bench = serving.bench.clone();
-                self.tasks.spawn(async move {
-                    let batch = matches!(output, Output::Append { .. });
-                    let done = bench.carry_out(output).await;
-                    let position = if batch { bench.journal().position() } else { Position(0) };
-                    Ended::Carried(done, position)
-                });
-            }
-        }
-    }
-
-    fn on_carried(&mut self, sim: &mut Sim, done: Option<Done>, position: Position) {
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        let Some(Done { input, checkpoint }) = done else { return };
-        if let Input::Appended { batch } = input {
-            serving.appended.insert(batch, position.0);
-        }
-        if let Some((position, state)) = checkpoint {
-            let bench = serving.bench.clone();
-            self.tasks.spawn(async move { Ended::Checkpointed(bench.checkpoint(position, &state).await) });
-        }
-        self.input(sim, input);
-    }
-
-    fn look_round(&mut self, sim: &mut Sim) {
-        sim.tell(LOOK_EVERY, self.id, Event::Timer(LOOK_ROUND));
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        let state = serving.core.state();
-        let absent = |pid: u32| !sim.is_alive(ProcId(pid)) || sim.is_paused(ProcId(pid));
-        let mut sessions = state.sessions();
-        if sessions.any(|s| state.unconfirmed_frees(s.id).next().is_some() && absent(s.pid)) {
-            sim.tally.reached("freed space was held for an absent session");
-        }
-        // Old enough for nobody to ask about.
-        while serving.appended.len() > 64 {
-            serving.appended.pop_first();
-        }
-        while serving.looks.len() > 64 {
-            serving.looks.pop_first();
-        }
-    }
-}
-
-impl Serving {
-    /// The gate was read: what the batches behind it rely on, if they are acted upon now.
-    fn on_gate(&mut self, batch: BatchId, open: bool) -> Result<Option<u64>, String> {
-        match self.looks.remove(&batch) {
-            Some((_, false)) if open => {
-                Err(format!("term {} acts, though its gate was closed before it looked", self.term))
-            }
-            Some((relied, _)) => Ok(open.then_some(relied)),
-            None => Ok(None),
-        }
-    }
-}
-
-async fn begin(
-    pool: &Pool<SimStorage>,
-    term: Term,
-    follower: Standby,
-    clock: &Cell<u64>,
-) -> Result<Ready, TermError> {
-    let taken = Box::pin(take_over(pool, term, follower, || Time(clock.get()))).await?;
-    let bench = Workbench::new(pool, taken.journal.clone());
-    let life = bench.show_life().await?;
-    Ok(Ready { taken, bench, life })
-}
-
-async fn keep(journal: &Journal<SimStorage>) -> Result<Prepared, Fatal> {
-    if journal.prepare_segment().await? == Prepared::NoSpace
-        || journal.set_aside().await? == Prepared::NoSpace
-    {
-        return Ok(Prepared::NoSpace);
-    }
-    journal.segment_taken().await;
-    Ok(Prepared::Ready)
-}
-
-/// Whether the gate of a term is open, as somebody sees who sees the disk itself.
-fn gate_is_open(sim: &Sim, term: Term) -> bool {
-    let gate = sim.disks[POOL].peek(&names::gate(term));
-    gate.is_some_and(|block| !block.is_empty() && block.iter().all(|byte| *byte == 0))
 }
