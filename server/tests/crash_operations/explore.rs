@@ -33,7 +33,7 @@ pub(crate) struct Options {
 }
 
 /// Distinct crash states, by what was being done. A state is a whole disk: names, sizes and sectors.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Seen {
     all: BTreeSet<u64>,
     pub(crate) of_kind: BTreeMap<&'static str, u64>,
