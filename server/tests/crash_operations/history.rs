@@ -383,11 +383,17 @@ pub(crate) async fn recover(server: &mut Server, ledger: &Ledger) -> Result<(), 
         let lowest_unanswered = sequence;
         operated(server.ask(AGENT, ToServer::Operate { sequence, lowest_unanswered, request }).await?)?;
     }
+    send_again(server, ledger).await?;
+    server.settle().await
+}
+
+/// The operator comes to another server, and asks again for what it has in hand.
+pub(crate) async fn send_again(server: &mut Server, ledger: &Ledger) -> Result<(), Gone> {
     identify(server, OPERATOR, 1, Attach::Operator).await?;
     if ledger.in_hand.is_some() {
         operated(server.ask(OPERATOR, operate(ledger)).await?)?;
     }
-    server.settle().await
+    Ok(())
 }
 
 fn operated(answer: FromServer) -> Result<OperatorReply, Gone> {

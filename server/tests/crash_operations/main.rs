@@ -16,6 +16,7 @@
 #[cfg(feature = "canary")]
 mod canaries;
 mod explore;
+mod frozen;
 mod history;
 mod model;
 mod server;

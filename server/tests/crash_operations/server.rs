@@ -173,6 +173,12 @@ impl Server {
         self.until(|server| server.is_settled().then_some(())).await
     }
 
+    /// Goes on until nothing is under way.
+    pub(crate) async fn rest(&mut self) -> Result<(), Gone> {
+        let is_at_rest = |server: &mut Self| server.inbox.is_empty() && server.running.is_empty();
+        self.until(|server| is_at_rest(server).then_some(())).await
+    }
+
     fn is_settled(&self) -> bool {
         let state = self.state();
         self.inbox.is_empty()
