@@ -145,6 +145,7 @@ impl AgentCore {
             self.refuse_exporter(conn, run, out);
             return;
         }
+        self.refused.remove(&run.process);
         if let Some(peer) = self.peers.get_mut(&conn) {
             peer.role = Role::Exporter;
         }

@@ -130,11 +130,10 @@ impl Exporter {
         out: &mut Vec<Output>,
     ) -> bool {
         let found_again = match &mut self.state {
-            State::Seeking { recorded, .. } => {
-                let known = *recorded == Some(run);
-                if recorded.is_some() && !known {
-                    return false;
-                }
+            State::Seeking { recorded: Some(recorded), .. } if *recorded != run => return false,
+            // Also one that nobody recorded, and that spoke late: another would fight it over the sockets.
+            State::Seeking { .. } | State::Down { .. } => {
+                let known = matches!(self.state, State::Seeking { recorded: Some(_), .. });
                 self.state = State::Up(Up {
                     process: run.process,
                     since: now,

@@ -298,6 +298,23 @@ fn a_second_exporter_gets_no_way_to_the_server_and_is_not_forgotten() {
 }
 
 #[test]
+fn an_exporter_that_runs_already_is_taken_rather_than_another_started() {
+    let mut world = alone();
+    let first = world.nodes[0].exporter.expect("runs");
+    world.end(0, first);
+    let running = Process { pid: 9, started: 9 };
+    let conn = world.connect(0, running);
+    let message = ToAgent::ExporterHello { instance: InstanceId([9; 16]), pid: 9, nbd: Vec::new() };
+    world.run_until(FAST, "news of the end", |world| {
+        let status = world.nodes[0].core.as_ref().expect("runs").status();
+        status.nodes[0].info.export_pid.is_none()
+    });
+    world.step(0, Input::Received { conn, id: RequestId(0), message });
+    world.run(STARTED);
+    assert_eq!((world.nodes[0].closed.contains(&conn), world.nodes[0].exporters_started), (false, 1));
+}
+
+#[test]
 fn an_exporter_stays_the_run_that_it_said_it_is() {
     let mut world = alone();
     let exporter = world.nodes[0].exporter.expect("runs");
