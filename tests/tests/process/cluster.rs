@@ -39,6 +39,26 @@ impl Cluster {
         cluster
     }
 
+    /// As [`Cluster::start`], with something changed in every node's configuration: from, to.
+    pub(crate) fn start_configured(nodes: u32, changes: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::start(nodes);
+        cluster.down();
+        cluster.configure(changes);
+        cluster.up();
+        cluster
+    }
+
+    /// Changes every node's configuration, for the next `up`.
+    pub(crate) fn configure(&self, changes: &[(&str, &str)]) {
+        assert!(self.up.is_none(), "it runs");
+        for node in 1..=self.nodes {
+            let path = self.data().join(format!("n{node}")).join("agent.toml");
+            let text = std::fs::read_to_string(&path).expect("a configuration");
+            let text = changes.iter().fold(text, |text, (from, to)| changed(&text, from, to));
+            std::fs::write(&path, text).expect("a configuration");
+        }
+    }
+
     /// Starts `csnap up` on the directory, again or for the first time.
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");
@@ -256,10 +276,26 @@ pub(crate) fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
+/// A text with one thing changed, which must be there.
+pub(crate) fn changed(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "no {from} in {text}");
+    text.replace(from, to)
+}
+
+/// Whether a process is stopped, by a signal or by its tracer.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    state(pid).is_some_and(|state| state.eq_ignore_ascii_case(&'T'))
+}
+
 /// Whether a process is there, and not a zombie.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// The letter that the kernel has for what a process does.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// Waits until something is so, looking often; fails the test when it takes too long.

@@ -11,7 +11,7 @@ const BLOCKS: u64 = 4096;
 
 fn kill_repeatedly(nodes: u32, kills: u32) {
     let cluster = Cluster::start(nodes);
-    let mut fio = fio_verify(&cluster);
+    let fio = fio_verify(&cluster, "64M");
     cluster.csnap(&["volume", "create", "guest", "--size", "64M"]);
     let guest = Writer::start(&cluster.socket(1), "guest", BLOCKS);
     let mut stalls: Vec<Duration> = Vec::new();
@@ -39,20 +39,26 @@ fn kill_repeatedly(nodes: u32, kills: u32) {
     println!("{nodes} nodes, server killed: {}", summary(&mut stalls));
     let writes = guest.stop_and_verify();
     println!("{writes} acknowledged writes, none lost");
+    verified(fio);
+}
+
+/// fio has ended, and found everything that it wrote.
+pub(crate) fn verified(mut fio: std::process::Child) {
     let done = fio.wait().expect("fio ends");
     assert!(done.success(), "fio with verification saw an error");
 }
 
-/// fio with verification on node 1's exporter, on the volume `demo`, for as long as the kills take.
-fn fio_verify(cluster: &Cluster) -> std::process::Child {
+/// fio with verification on node 1's exporter, on the first `size` of the volume `demo`: three rounds of 2000 writes a second
+/// at most, so that it is still there when the trouble is over.
+pub(crate) fn fio_verify(cluster: &Cluster, size: &str) -> std::process::Child {
     let uri = cluster.uri(1, "demo");
     let log = std::fs::File::create(cluster.scratch().join("fio.log")).expect("a log");
     Command::new("fio")
         .current_dir(cluster.scratch())
-        .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=64M"])
+        .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16"])
         .args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--loops=3", "--fsync=64"])
         .args(["--rate_iops=2000", "--verify_state_save=0"])
-        .arg(format!("--uri={uri}"))
+        .args([format!("--size={size}"), format!("--uri={uri}")])
         .stdout(log.try_clone().expect("a second handle"))
         .stderr(log)
         .spawn()

@@ -1,7 +1,11 @@
 //! Processes that stop and go on as if nothing had happened.
 
-use super::cluster::{Cluster, is_alive, signal, wait_until};
-use super::nbd::{ERR_POLICY, Nbd};
+use std::time::Duration;
+
+use super::cluster::{Cluster, is_alive, is_stopped, signal, wait_until};
+use super::flusher::Flusher;
+use super::nbd::{ERR_POLICY, Nbd, WRITE};
+use super::strace::Strace;
 use super::writer::Writer;
 
 #[test]
@@ -41,34 +45,95 @@ fn a_frozen_agent_and_server_are_replaced_by_another_node_and_the_thawed_server_
     guest.stop_and_verify();
 }
 
-#[test]
-fn a_frozen_exporters_volume_is_nobody_elses_and_status_says_why() {
-    let cluster = Cluster::start(2);
-    let mut held = Nbd::must_open(&cluster.socket(1), "demo");
-    assert_eq!(held.write(0, &[1; 4096]), 0);
-    let exporter = cluster.pid("n1", "export_pid");
-    signal(exporter, "STOP");
-    // However long: a timeout is no evidence. Three seconds are twice the lease of servers.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+/// Clients' sessions end soon: the shortest lease that a configuration takes.
+const SHORT_LEASE: (&str, &str) = ("client_lease_ms = 15000", "client_lease_ms = 1000");
+
+/// No freeze takes so long, unless strace hangs.
+const TRACED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A guest's two writes have reached the exporter of node 1, which is frozen in the first of them: when it goes on, the
+/// second lands whatever happened meanwhile.
+fn freeze_with_writes_in_hand(cluster: &Cluster, held: &mut Nbd, exporter: u32, content: u8) {
+    let head = cluster.data().join("pool/head/00000001-00000000");
+    let head = head.to_str().expect("temporary directories are text");
+    let calls = "pwrite64";
+    let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:signal=SIGSTOP:when=1"));
+    let log = cluster.scratch().join(format!("writes-{content}.log"));
+    let arguments = ["-P", head, "-e", &trace, "-e", &inject];
+    let trap = Strace::attach(log, &[exporter], TRACED_WITHIN, &arguments).expect("it lives");
+    for block in 0..2 {
+        held.send(WRITE, block * 4096, 4096, &[content; 4096]);
+    }
+    wait_until("the exporter is stopped in a write", || trap.has_stopped());
+    trap.detach();
+    assert!(is_stopped(exporter), "it stays frozen");
+}
+
+/// What status says of `demo` while its writer is lost; waits until it does.
+fn why_blocked(cluster: &Cluster) -> String {
+    let mut why = None;
+    wait_until("status says why the volume is held", || {
+        let status = cluster.status();
+        let demo = status["volumes"].as_array().and_then(|all| all.iter().find(|v| v["name"] == "demo"));
+        why = demo.and_then(|demo| demo["blocked"].as_str().map(str::to_owned));
+        why.is_some()
+    });
+    why.expect("just found")
+}
+
+/// Nobody gets the volume, and its epoch does not end.
+fn assert_held(cluster: &Cluster, exporter: u32) {
+    let why = why_blocked(cluster);
+    assert!(why.contains("n1") && why.contains(&exporter.to_string()), "status names the holder: {why}");
     let refused = Nbd::open(&cluster.socket(2), "demo").err().expect("the volume is held");
     assert_eq!(refused.code, ERR_POLICY);
     assert!(refused.message.contains("n1"), "names the holder: {}", refused.message);
+    let line = cluster.refused(1, &["snapshot", "create", "demo@held"]);
+    assert!(line.contains("n1"), "names the holder: {line}");
+}
+
+#[test]
+fn an_exporter_frozen_past_its_session_with_a_write_in_hand_keeps_its_volume_until_it_is_reaped() {
+    let cluster = Cluster::start_configured(2, &[SHORT_LEASE]);
+    let mut held = Nbd::must_open(&cluster.socket(1), "demo");
+    let exporter = cluster.pid("n1", "export_pid");
+    freeze_with_writes_in_hand(&cluster, &mut held, exporter, 1);
+    assert_held(&cluster, exporter);
+    // A new server knows it as well.
+    let server = cluster.server();
+    signal(server.pid, "KILL");
+    wait_until("another server serves", || cluster.server().term > server.term);
+    assert_held(&cluster, exporter);
+
     signal(exporter, "CONT");
-    assert_eq!(held.write(4096, &[2; 4096]), 0, "thawed, it goes on");
-    drop(held);
-    wait_until("the volume is free", || Nbd::open(&cluster.socket(2), "demo").is_ok());
+    for _ in 0..2 {
+        assert_eq!(held.reply().1, 0, "thawed, it goes on: nobody was in between");
+    }
+    assert_eq!(held.flush(), 0);
+    assert_eq!(held.read(0, 8192), Ok(vec![1; 8192]));
+
+    freeze_with_writes_in_hand(&cluster, &mut held, exporter, 2);
+    assert_held(&cluster, exporter);
+    signal(exporter, "KILL");
+    wait_until("it is reaped, and the volume free", || Nbd::open(&cluster.socket(2), "demo").is_ok());
+    let mut other = Nbd::must_open(&cluster.socket(2), "demo");
+    let found = other.read(4096, 4096).expect("a read");
+    assert!(found == vec![1; 4096] || found == vec![2; 4096], "the write in hand is there or not");
+    assert_eq!(other.write(4096, &[3; 4096]), 0);
+    assert_eq!(other.read(4096, 4096), Ok(vec![3; 4096]), "nothing of the dead lands any more");
 }
 
 #[test]
 fn a_killed_exporter_is_reaped_and_its_volume_free_with_what_was_flushed() {
     let cluster = Cluster::start(2);
-    let mut held = Nbd::must_open(&cluster.socket(1), "demo");
-    assert_eq!(held.write(0, &[7; 4096]), 0);
-    assert_eq!(held.flush(), 0);
+    let guest = Flusher::start(&cluster.socket(1), "demo");
+    guest.wait_for_flushes(5);
+    cluster.csnap(&["snapshot", "create", "demo@a"]);
+    guest.wait_for_flushes(5);
     let exporter = cluster.pid("n1", "export_pid");
     signal(exporter, "KILL");
     wait_until("the volume is free", || Nbd::open(&cluster.socket(2), "demo").is_ok());
-    let mut other = Nbd::must_open(&cluster.socket(2), "demo");
-    assert_eq!(other.read(0, 4096).expect("a read"), vec![7; 4096]);
+    let flushed = guest.broken().verify(&cluster.socket(2));
+    println!("{flushed} flushed blocks, all there");
     wait_until("a new exporter serves", || cluster.pid("n1", "export_pid") != exporter);
 }

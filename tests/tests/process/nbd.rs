@@ -77,25 +77,12 @@ impl Nbd {
 
     /// Sends a request without waiting; its cookie.
     pub(crate) fn send(&mut self, command: u16, offset: u64, length: u32, payload: &[u8]) -> u64 {
-        self.last += 1;
-        let mut request = Vec::with_capacity(28 + payload.len());
-        request.extend_from_slice(&REQUEST.to_be_bytes());
-        request.extend_from_slice(&0u16.to_be_bytes());
-        request.extend_from_slice(&command.to_be_bytes());
-        request.extend_from_slice(&self.last.to_be_bytes());
-        request.extend_from_slice(&offset.to_be_bytes());
-        request.extend_from_slice(&length.to_be_bytes());
-        request.extend_from_slice(payload);
-        self.stream.write_all(&request).expect("the connection holds");
-        self.last
+        self.try_send(command, offset, length, payload).expect("the connection holds")
     }
 
     /// Waits for the next simple reply without payload: cookie and error.
     pub(crate) fn reply(&mut self) -> (u64, u32) {
-        let mut reply = [0; 16];
-        self.stream.read_exact(&mut reply).expect("the connection holds");
-        assert_eq!(be32(&reply[..4]), SIMPLE_REPLY);
-        (be64(&reply[8..16]), be32(&reply[4..8]))
+        self.try_reply().expect("the connection holds")
     }
 
     /// Writes and waits; the error.
@@ -114,13 +101,45 @@ impl Nbd {
     pub(crate) fn read(&mut self, offset: u64, length: usize) -> Result<Vec<u8>, u32> {
         self.send(READ, offset, u32::try_from(length).expect("below 4 GiB"), &[]);
         match self.reply().1 {
-            0 => {
-                let mut data = vec![0; length];
-                self.stream.read_exact(&mut data).expect("the connection holds");
-                Ok(data)
-            }
+            0 => Ok(self.data(length)),
             error => Err(error),
         }
+    }
+
+    /// The data behind the reply to a read.
+    pub(crate) fn data(&mut self, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        self.stream.read_exact(&mut data).expect("the connection holds");
+        data
+    }
+
+    /// As [`Nbd::send`], while the exporter may go.
+    pub(crate) fn try_send(
+        &mut self,
+        command: u16,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> std::io::Result<u64> {
+        self.last += 1;
+        let mut request = Vec::with_capacity(28 + payload.len());
+        request.extend_from_slice(&REQUEST.to_be_bytes());
+        request.extend_from_slice(&0u16.to_be_bytes());
+        request.extend_from_slice(&command.to_be_bytes());
+        request.extend_from_slice(&self.last.to_be_bytes());
+        request.extend_from_slice(&offset.to_be_bytes());
+        request.extend_from_slice(&length.to_be_bytes());
+        request.extend_from_slice(payload);
+        self.stream.write_all(&request)?;
+        Ok(self.last)
+    }
+
+    /// As [`Nbd::reply`], while the exporter may go.
+    pub(crate) fn try_reply(&mut self) -> std::io::Result<(u64, u32)> {
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply)?;
+        assert_eq!(be32(&reply[..4]), SIMPLE_REPLY);
+        Ok((be64(&reply[8..16]), be32(&reply[4..8])))
     }
 }
 

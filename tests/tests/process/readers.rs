@@ -1,0 +1,115 @@
+//! A snapshot reader that stops anywhere in a read delays nobody, and returns the snapshot's bytes when it goes on.
+//!
+//! A read of a chunk that is still on the origin takes four messages; between the second and the third the reader reads the
+//! head. strace stops the reading exporter in exactly that call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::cluster::{Cluster, is_stopped, signal, wait_until};
+use super::nbd::{Nbd, READ};
+use super::strace::Strace;
+use super::writer::Writer;
+
+/// Blocks of the volume that are written and read: 1 MiB, so that the guest soon overwrites all of it.
+const BLOCKS: u64 = 256;
+const BYTES: usize = BLOCKS as usize * 4096;
+
+/// No case takes so long, unless strace hangs.
+const TRACED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often a reader is frozen at any moment.
+const FREEZES: u32 = 5;
+
+/// Two nodes: the guest writes at the first, the snapshot is read at the second. What the snapshot holds.
+fn start() -> (Cluster, Vec<u8>) {
+    let cluster = Cluster::start(2);
+    let mut disk = Nbd::must_open(&cluster.socket(1), "demo");
+    let content: Vec<u8> = (0..BYTES).map(|i| (i / 4096) as u8 ^ (i % 251) as u8 | 1).collect();
+    assert_eq!(disk.write(0, &content), 0);
+    drop(disk);
+    wait_until("the volume is free", || Nbd::open(&cluster.socket(1), "demo").is_ok());
+    cluster.csnap(&["snapshot", "create", "demo@a"]);
+    (cluster, content)
+}
+
+/// Kills the server and waits for the next one.
+fn replace_server(cluster: &Cluster) {
+    let server = cluster.server();
+    signal(server.pid, "KILL");
+    wait_until("another server serves", || cluster.server().term > server.term);
+}
+
+#[test]
+fn a_reader_frozen_between_message_2_and_3_delays_no_writer_and_returns_the_snapshot() {
+    let (cluster, content) = start();
+    let mut reader = Nbd::must_open(&cluster.socket(2), "demo@a");
+    let exporter = cluster.pid("n2", "export_pid");
+    let head = cluster.data().join("pool/head/00000001-00000000");
+    let calls = "pread64,preadv,preadv2";
+    let arguments = [
+        "-P",
+        head.to_str().expect("temporary directories are text"),
+        "-e",
+        &format!("trace={calls}"),
+        "-e",
+        &format!("inject={calls}:signal=SIGSTOP:when=1"),
+    ];
+    let log = cluster.scratch().join("reader.log");
+    let trap = Strace::attach(log, &[exporter], TRACED_WITHIN, &arguments).expect("it lives");
+    reader.send(READ, 0, u32::try_from(BYTES).expect("a megabyte"), &[]);
+    wait_until("the reader is stopped at the origin", || trap.has_stopped());
+    trap.detach();
+    assert!(is_stopped(exporter), "it stays frozen");
+
+    // Its mark is on every block that the guest now writes.
+    let guest = Writer::start(&cluster.socket(1), "demo", BLOCKS);
+    guest.wait_for(2 * BLOCKS);
+    replace_server(&cluster);
+    guest.wait_for(2 * BLOCKS);
+    cluster.csnap(&["snapshot", "create", "demo@b"]);
+    guest.wait_for(2 * BLOCKS);
+    assert!(is_stopped(exporter), "nobody waited for it");
+
+    signal(exporter, "CONT");
+    assert_eq!(reader.reply().1, 0, "the read succeeds");
+    assert!(reader.data(BYTES) == content, "thawed, it returns the snapshot's bytes");
+    let asked = cluster.messages("n2", "demo@a").get("QuerySnapshotRead").copied().unwrap_or(0);
+    assert!(asked > 1, "what it had read of the origin was thrown away: {asked} queries");
+    guest.stop_and_verify();
+}
+
+#[test]
+fn a_reader_frozen_at_any_moment_under_load_returns_the_snapshot() {
+    let (cluster, content) = start();
+    let mut reader = Nbd::must_open(&cluster.socket(2), "demo@a");
+    let exporter = cluster.pid("n2", "export_pid");
+    let guest = Writer::start(&cluster.socket(1), "demo", BLOCKS);
+    let over = Arc::<AtomicBool>::default();
+    let told = over.clone();
+    let reading = std::thread::spawn(move || {
+        let mut reads = 0;
+        while !told.load(Ordering::Relaxed) {
+            let read = reader.read(0, BYTES).expect("a read of the whole snapshot");
+            assert!(read == content, "the snapshot changed");
+            reads += 1;
+        }
+        reads
+    });
+    for turn in 0..FREEZES {
+        // What is on the origin and what is in the store of younger snapshots changes all the time.
+        cluster.csnap(&["snapshot", "create", &format!("demo@r{turn}")]);
+        guest.wait_for(u64::from(turn * 37));
+        signal(exporter, "STOP");
+        guest.wait_for(BLOCKS);
+        replace_server(&cluster);
+        guest.wait_for(BLOCKS);
+        assert!(is_stopped(exporter), "nobody waited for it");
+        signal(exporter, "CONT");
+    }
+    over.store(true, Ordering::Relaxed);
+    let reads = reading.join().expect("every read was of the snapshot");
+    println!("{reads} reads of the snapshot, {FREEZES} freezes with a failover each");
+    guest.stop_and_verify();
+}
