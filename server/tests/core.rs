@@ -497,6 +497,7 @@ fn a_fenced_node_gives_everything_up_and_a_node_that_is_heard_of_is_not_fenced()
     desk.give(Input::Closed { conn: ConnId(3) });
     let FromServer::Refused(refusal) = desk.operate(1, 3, fence("n2")) else { panic!("refused") };
     assert!(refusal.kind == RefusalKind::Busy && refusal.reason.contains("pid 4"), "{}", refusal.reason);
+    assert_eq!(refused(&desk.operate(1, 7, fence("n4"))), Some(RefusalKind::NotFound), "also at once");
     desk.give(Input::Closed { conn: ConnId(4) });
     assert_eq!(refused(&desk.operate(1, 4, fence("n2"))), Some(RefusalKind::Busy), "it may come back");
     for _ in 0..15 {
@@ -504,7 +505,6 @@ fn a_fenced_node_gives_everything_up_and_a_node_that_is_heard_of_is_not_fenced()
         desk.say(ConnId(5), ToServer::Renew { forgotten: FreeBatchId(0) });
         desk.pass(Duration::from_secs(1));
     }
-    assert_eq!(refused(&desk.operate(1, 5, fence("n4"))), Some(RefusalKind::NotFound));
     assert!(matches!(desk.operate(1, 6, fence("n2")), FromServer::Operated(OperatorReply::Done)));
     assert!(matches!(desk.connect(6, 6, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)));
     let readers: Vec<_> = desk.core.state().sessions().map(|s| s.node.to_string()).collect();

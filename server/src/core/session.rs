@@ -258,14 +258,14 @@ impl ServerCore {
     pub(super) fn fence(&mut self, whom: &Fenced) -> Result<OperatorReply, Refusal> {
         let sessions: Vec<SessionId> = match whom {
             Fenced::Session(session) => self.state.session(*session).map(|s| s.id).into_iter().collect(),
-            Fenced::Node(node) => {
-                self.check_lost(node)?;
-                self.state.sessions().filter(|s| s.node == *node).map(|s| s.id).collect()
-            }
+            Fenced::Node(node) => self.state.sessions().filter(|s| s.node == *node).map(|s| s.id).collect(),
         };
         if sessions.is_empty() {
             let reason = "nothing of it is attached, so there is nothing to end; see csnap status";
             return Err(Refusal::new(RefusalKind::NotFound, reason));
+        }
+        if let Fenced::Node(node) = whom {
+            self.check_lost(node)?;
         }
         sessions.into_iter().for_each(|session| self.expel(session));
         Ok(OperatorReply::Done)
