@@ -1,5 +1,5 @@
 //! Carries declarations of the dead out, one after the other: what is to be looked at and said,
-//! [`Declaration`](crate::core::Declaration) decides.
+//! [`Declaration`] decides.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
