@@ -1,8 +1,11 @@
 //! Each ordering of operations, broken on purpose: the exploration must notice.
 
-use csnap_server::core::canary::{Broken, Canary};
+use csnap_server::core::canary::{Broken as BrokenCore, Canary};
+use csnap_server::term::canary::{Canaries, Canary as TermCanary};
 
 use crate::explore::{Options, Seen, explore};
+use crate::frozen::freeze_after;
+use crate::server::Broken;
 
 /// Histories within which a broken rule must show.
 const SEEDS: u64 = 8;
@@ -20,7 +23,8 @@ const RULES: [Canary; 8] = [
 ];
 
 fn first_violation(rule: Canary) -> Option<(u64, String)> {
-    let options = Options { broken: Broken::rule(rule), states: 8, interrupted: u64::MAX };
+    let broken = Broken { core: BrokenCore::rule(rule), ..Broken::default() };
+    let options = Options { broken, states: 8, interrupted: u64::MAX };
     (0..SEEDS).find_map(|seed| {
         explore(seed, &options, &mut Seen::default()).err().map(|violation| (seed, violation))
     })
@@ -36,4 +40,18 @@ fn every_broken_order_is_noticed() {
         }
     }
     assert!(missed.is_empty(), "not noticed within {SEEDS} histories: {missed:?}");
+}
+
+#[test]
+fn a_frozen_server_that_breaks_a_rule_is_noticed() {
+    for rule in [TermCanary::ActWithoutGate, TermCanary::GateBeforeSync] {
+        let broken = Broken { term: Canaries::breaking([rule]), ..Broken::default() };
+        let noticed = (0..).find_map(|operations| match freeze_after(operations, &broken) {
+            Ok(true) => None,
+            Ok(false) => Some(None),
+            Err(violation) => Some(Some((operations, violation))),
+        });
+        let (operations, violation) = noticed.flatten().unwrap_or_else(|| panic!("{rule:?} was not noticed"));
+        println!("{rule:?}: after {operations} operations: {violation}");
+    }
 }

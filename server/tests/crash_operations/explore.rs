@@ -7,14 +7,13 @@ use std::rc::Rc;
 
 use csnap_proto::{PoolId, Term};
 use csnap_server::check::{CheckReport, check};
-use csnap_server::core::canary::Broken;
 use csnap_server::term::{PoolToml, create_pool};
 use csnap_storage::sim::executor::{Task, run};
 use csnap_storage::sim::{Rng, SimDisk, SimNode};
 
 use crate::history::{history, live, put_origins, recover};
 use crate::model::{Change, Ledger, reachable_bytes};
-use crate::server::{Gone, Server};
+use crate::server::{Broken, Gone, Server};
 
 /// Small segments, so that they end often.
 const SEGMENT_BYTES: u64 = 32 << 10;
@@ -23,7 +22,7 @@ const SEGMENT_BYTES: u64 = 32 << 10;
 const RECOVERER: Term = Term(100);
 
 /// How much of what could be looked at is looked at.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) broken: Broken,
     /// Disks left by a power loss that are looked at per operation.
@@ -65,7 +64,7 @@ pub(crate) fn explore(seed: u64, options: &Options, seen: &mut Seen) -> Result<(
     let disk = new_pool(seed);
     disk.set_stepped(true);
     let ledger = Rc::new(RefCell::new(Ledger::default()));
-    let mut life = Task::new(live(disk.clone(), ledger.clone(), options.broken, history(seed)));
+    let mut life = Task::new(live(disk.clone(), ledger.clone(), options.broken.clone(), history(seed)));
     while !life.poll() {
         let promised = ledger.borrow().clone();
         for left in disk.crash_states(options.states, rng.next_u64()) {
@@ -118,7 +117,7 @@ impl Crash<'_> {
             let serves = Cell::new(false);
             let mut task = Task::new(async {
                 let mut server =
-                    Server::begin(&disk.storage(SimNode(RECOVERER.0)), RECOVERER, self.options.broken)
+                    Server::begin(&disk.storage(SimNode(RECOVERER.0)), RECOVERER, &self.options.broken)
                         .await?;
                 serves.set(true);
                 recover(&mut server, self.promised).await
@@ -172,7 +171,7 @@ impl Crash<'_> {
         let storage = disk.storage(SimNode(term.0));
         let failed = |gone: Gone| format!("term {term}: {gone}");
         let mut task = Task::new(async {
-            let mut server = Server::begin(&storage, term, self.options.broken).await.map_err(failed)?;
+            let mut server = Server::begin(&storage, term, &self.options.broken).await.map_err(failed)?;
             let (state, base) = (server.state().clone(), server.base);
             state.check().map_err(|problems| problems.join("; "))?;
             if same.is_some_and(|same| same != base) {

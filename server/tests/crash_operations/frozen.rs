@@ -5,24 +5,23 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use csnap_proto::Term;
-use csnap_server::core::canary::Broken;
 use csnap_storage::sim::executor::{Task, run};
 use csnap_storage::sim::{Rng, SimDisk, SimNode};
 
 use crate::explore::new_pool;
 use crate::history::{history, live, send_again};
 use crate::model::{Change, Ledger};
-use crate::server::{Gone, Server};
+use crate::server::{Broken, Gone, Server};
 
 const SUCCESSOR: Term = Term(100);
 
-/// Freezes after so many operations. `false` if the history is over by then.
-fn freeze_after(operations: u64) -> Result<bool, String> {
+/// Freezes a server, which breaks these rules, after so many operations. `false` if the history is over by then.
+pub(crate) fn freeze_after(operations: u64, broken: &Broken) -> Result<bool, String> {
     let rng = &mut Rng::new(operations);
     let disk = new_pool(operations);
     disk.set_stepped(true);
     let ledger = Rc::new(RefCell::new(Ledger::default()));
-    let mut frozen = Task::new(live(disk.clone(), ledger.clone(), Broken::default(), history(0)));
+    let mut frozen = Task::new(live(disk.clone(), ledger.clone(), broken.clone(), history(0)));
     if frozen.run_operations(&disk, operations) {
         return Ok(false);
     }
@@ -38,7 +37,7 @@ fn freeze_after(operations: u64) -> Result<bool, String> {
     run(ledger.borrow().found(&disk.storage(SimNode(SUCCESSOR.0)), successor.state()))
         .map_err(|violation| format!("frozen in {}: {violation}", promised.doing))?;
     drop(successor);
-    let last = run(Server::begin(&disk.storage(SimNode(0)), SUCCESSOR.next(), Broken::default()));
+    let last = run(Server::begin(&disk.storage(SimNode(0)), SUCCESSOR.next(), &Broken::default()));
     let last = last.map_err(|gone| gone.to_string())?;
     if last.base != digest {
         return Err(format!("frozen in {}: what its successor recorded is not there", promised.doing));
@@ -51,7 +50,7 @@ fn succeed(disk: &SimDisk, promised: &Ledger) -> Result<Server, Gone> {
     let node = SimNode(SUCCESSOR.0);
     let storage = disk.storage(node);
     let mut task = Task::new(async {
-        let mut server = Server::begin(&storage, SUCCESSOR, Broken::default()).await?;
+        let mut server = Server::begin(&storage, SUCCESSOR, &Broken::default()).await?;
         promised.found(&storage, server.state()).await.map_err(Gone::Failed)?;
         // A snapshot needs the writer, which waits for nobody here.
         if !matches!(promised.in_hand, Some(Change::Snapshot { .. })) {
@@ -72,7 +71,7 @@ fn succeed(disk: &SimDisk, promised: &Ledger) -> Result<Server, Gone> {
 fn a_server_frozen_at_any_operation_changes_nothing_when_it_goes_on() {
     let mut frozen = 0;
     for operations in 0.. {
-        match freeze_after(operations) {
+        match freeze_after(operations, &Broken::default()) {
             Ok(true) => frozen += 1,
             Ok(false) => break,
             Err(violation) => panic!("after {operations} operations: {violation}"),

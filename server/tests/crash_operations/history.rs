@@ -8,13 +8,12 @@ use std::time::Duration;
 use csnap_proto::message::operate::OperatorReply;
 use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{Chunk, ChunkRange, ChunkSize, InstanceId, RequestId, Secret, Sequence, SessionId, Term};
-use csnap_server::core::canary::Broken;
 use csnap_server::core::{ConnId, Input};
 use csnap_storage::sim::{Rng, SimDisk, SimFile, SimNode};
 use csnap_storage::{Access, Storage};
 
 use crate::model::{Change, Ledger, name, open_head, origin_path};
-use crate::server::{Gone, Server};
+use crate::server::{Broken, Gone, Server};
 
 /// Sizes of the two volumes of a history: chunks of 4 and of 8 KiB, the last one of the second a half.
 const SMALL: (u64, u64) = (8 * 4096, 4096);
@@ -187,7 +186,7 @@ pub(crate) async fn live(
 ) -> Result<(), Gone> {
     ledger.borrow_mut().doing = "takeover";
     let term = Term(1);
-    let server = Server::begin(&disk.storage(SimNode(term.0)), term, broken).await?;
+    let server = Server::begin(&disk.storage(SimNode(term.0)), term, &broken).await?;
     let mut life = Life { disk, ledger, broken, term, server, writer: None, writers: 0 };
     identify(&mut life.server, OPERATOR, 1, Attach::Operator).await?;
     for step in steps {
@@ -332,7 +331,8 @@ impl Life {
     async fn takeover(&mut self) -> Result<(), Gone> {
         self.disk.crash_node(SimNode(self.term.0));
         self.term = self.term.next();
-        self.server = Server::begin(&self.disk.storage(SimNode(self.term.0)), self.term, self.broken).await?;
+        self.server =
+            Server::begin(&self.disk.storage(SimNode(self.term.0)), self.term, &self.broken).await?;
         identify(&mut self.server, OPERATOR, 1, Attach::Operator).await?;
         if let Some(Writer { volume, number, .. }) = self.writer {
             identify(&mut self.server, WRITER, number, Attach::Writer(name(volume))).await?;

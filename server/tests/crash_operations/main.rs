@@ -21,8 +21,8 @@ mod history;
 mod model;
 mod server;
 
-use csnap_server::core::canary::Broken;
 use explore::{Options, Seen, explore};
+use server::Broken;
 
 fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use csnap_proto::message::volume::{FromServer, ToServer};
 use csnap_proto::{Frame, RequestId, Term, Time, WallMillis};
-use csnap_server::core::canary::Broken;
-use csnap_server::core::{Config, ConnId, Input, Output, ServerCore};
+use csnap_server::core::{self, Config, ConnId, Input, Output, ServerCore};
 use csnap_server::replay::StateReplay;
 use csnap_server::state::State;
+use csnap_server::term::canary::Canaries;
 use csnap_server::term::{Fatal, Follower, Prepared, TermError, open_pool, take_over};
 use csnap_server::work::{Done, Workbench};
 use csnap_storage::StorageError;
@@ -24,6 +24,13 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Ticks in a row after which what is waited for will not come.
 const TICKS_MAX: u32 = 1000;
+
+/// The rules that a server breaks: none, but where a test is tested.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Broken {
+    pub(crate) core: core::canary::Broken,
+    pub(crate) term: Canaries,
+}
 
 /// Why a server is no more.
 #[derive(Debug, thiserror::Error)]
@@ -81,15 +88,16 @@ pub(crate) struct Server {
 
 impl Server {
     /// Takes over, as every server begins.
-    pub(crate) async fn begin(storage: &SimStorage, term: Term, broken: Broken) -> Result<Self, Gone> {
-        let pool = open_pool(storage).await.map_err(|error| Gone::Failed(error.to_string()))?;
+    pub(crate) async fn begin(storage: &SimStorage, term: Term, broken: &Broken) -> Result<Self, Gone> {
+        let mut pool = open_pool(storage).await.map_err(|error| Gone::Failed(error.to_string()))?;
+        pool.canaries = broken.term.clone();
         let follower = Follower::new(&pool, StateReplay::new(pool.id()));
         let taken = take_over(&pool, term, follower, || Time(0)).await?;
-        let bench = Workbench::new(&pool, taken.journal).breaking(broken);
+        let bench = Workbench::new(&pool, taken.journal).breaking(broken.core);
         let life = bench.show_life().await?.expect("a new term's gate is nobody else's");
         let base = taken.replay.state().digest();
         // Small slices, so that crashes come in between.
-        let config = Config { reap_slice_versions: 2, broken, ..Config::default() };
+        let config = Config { reap_slice_versions: 2, broken: broken.core, ..Config::default() };
         let core = ServerCore::new(term, config, taken.replay.into_state(), Time(0), WallMillis(0));
         let mut server = Self {
             core,
