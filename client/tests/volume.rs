@@ -49,6 +49,10 @@ struct Script {
     to_client: Mutex<Option<mpsc::UnboundedSender<(RequestId, FromServer)>>>,
     /// Told of each AdviceOk.
     advised: tokio::sync::Notify,
+    /// Told of each writer that is let in.
+    identified: tokio::sync::Notify,
+    /// Told of each Release.
+    released: tokio::sync::Notify,
 }
 
 struct World {
@@ -186,19 +190,22 @@ fn answer(script: &Script, frame: &Frame<ToServer>) -> Option<FromServer> {
         ToServer::Identify(_) if script.busy.load(Ordering::SeqCst) => {
             FromServer::Refused(Refusal::new(RefusalKind::Busy, "held by n2"))
         }
-        ToServer::Identify(identify) => FromServer::IdentifyOk(IdentifyOk {
-            geometry: (identify.attach != Attach::Operator).then(|| Geometry {
-                volume: VolumeId(7),
-                target: target("demo"),
-                size_bytes: SIZE,
-                chunk: ChunkSize::MIN,
-                head: Head::Pool,
-            }),
-            epoch,
-            all_unique,
-            lease_ms: 1000,
-            advice_follows: false,
-        }),
+        ToServer::Identify(identify) => {
+            script.identified.notify_one();
+            FromServer::IdentifyOk(IdentifyOk {
+                geometry: (identify.attach != Attach::Operator).then(|| Geometry {
+                    volume: VolumeId(7),
+                    target: target("demo"),
+                    size_bytes: SIZE,
+                    chunk: ChunkSize::MIN,
+                    head: Head::Pool,
+                }),
+                epoch,
+                all_unique,
+                lease_ms: 1000,
+                advice_follows: false,
+            })
+        }
         ToServer::QueryWrite { ranges } => {
             let mut pages: Vec<u64> = ranges.iter().map(|range| range.first.0 / 512).collect();
             pages.dedup();
@@ -215,7 +222,10 @@ fn answer(script: &Script, frame: &Frame<ToServer>) -> Option<FromServer> {
             return None;
         }
         ToServer::Renew { .. } => FromServer::Renewed { forget: vec![], all_unique, epoch },
-        ToServer::Release => FromServer::Released,
+        ToServer::Release => {
+            script.released.notify_one();
+            FromServer::Released
+        }
         ToServer::Operate { sequence, .. } => {
             script.operated.lock().expect("no panic").push(*sequence);
             FromServer::Operated(OperatorReply::Done)
@@ -392,6 +402,17 @@ async fn the_next_writer_waits_for_the_lock_of_the_last() {
     drop(first);
     let second = second.await.expect("no panic").expect("attaches once the first is gone");
     second.release().await.expect("releases");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attach_that_is_given_up_while_it_waits_for_the_lock_gives_its_session_back() {
+    let world = World::new().await;
+    let holder = std::fs::File::open(world.head()).expect("is there");
+    rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockExclusive).expect("nobody has it");
+    let opening = tokio::spawn(Volume::open(world.config(), target("demo")));
+    world.script.identified.notified().await;
+    opening.abort();
+    world.script.released.notified().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

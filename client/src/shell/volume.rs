@@ -84,12 +84,13 @@ pub struct Volume {
     geometry: Geometry,
 }
 
-/// Gives the session back if nobody else does.
+/// Gives the session back if nobody else does. Its last sync must not wait for a head that nobody opens any more.
 struct Unreleased(Option<Arc<Shared>>);
 
 impl Drop for Unreleased {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
+            shared.set_no_head(RequestError::Lost("the attach was given up".to_owned()));
             start_release(&shared);
         }
     }
@@ -111,14 +112,7 @@ impl Volume {
         let mut unreleased = Unreleased(Some(shared.clone()));
         tokio::spawn(driver::run(shared.clone(), config.source));
         let geometry = attached(&shared).await?;
-        let opened = open_head(&shared, data, geometry.clone(), writes).await;
-        match opened {
-            Ok(head) => shared.set_head(head),
-            Err(error) => {
-                shared.set_no_head(error.clone());
-                return Err(error);
-            }
-        }
+        shared.set_head(open_head(&shared, data, geometry.clone(), writes).await?);
         unreleased.0 = None;
         Ok(Arc::new(Self { shared, geometry }))
     }
