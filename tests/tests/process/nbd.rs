@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
@@ -16,6 +17,9 @@ const REP_INFO: u32 = 3;
 
 /// Refused by policy: somebody else has it.
 pub(crate) const ERR_POLICY: u32 = (1 << 31) + 2;
+
+/// An answer that has not come by then never will: longer than any pause.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
@@ -39,6 +43,7 @@ impl Nbd {
     /// Connects and asks for an export with GO.
     pub(crate) fn open(socket: &Path, export: &str) -> Result<Self, Refused> {
         let mut stream = UnixStream::connect(socket).expect("the exporter listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).expect("a greeting");
         assert_eq!(be64(&greeting[..8]), NBDMAGIC);

@@ -1,7 +1,7 @@
 //! A snapshot reader that stops anywhere in a read delays nobody, and returns the snapshot's bytes when it goes on.
 //!
 //! A read of a chunk that is still on the origin takes four messages; between the second and the third the reader reads the
-//! head. strace stops the reading exporter in exactly that call.
+//! head. strace stops the reading exporter when it has received the second, and when it has read the head.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::cluster::{Cluster, is_stopped, signal, wait_until};
 use super::nbd::{Nbd, READ};
-use super::strace::Strace;
+use super::strace::{ESTABLISHED, Strace, tcp_sockets};
 use super::writer::Writer;
 
 /// Blocks of the volume that are written and read: 1 MiB, so that the guest soon overwrites all of it.
@@ -41,33 +41,30 @@ fn replace_server(cluster: &Cluster) {
     wait_until("another server serves", || cluster.server().term > server.term);
 }
 
-#[test]
-fn a_reader_frozen_between_message_2_and_3_delays_no_writer_and_returns_the_snapshot() {
+/// Stops the reading exporter in the first of these calls to one of these files, in the middle of a read of the whole
+/// snapshot; lets the guest overwrite all of it, over a failover if so wished; lets the reader go on. How often it asked.
+fn freeze_in_a_read(calls: &str, failover: bool, files: impl FnOnce(&Cluster, u32) -> Vec<String>) -> u64 {
     let (cluster, content) = start();
     let mut reader = Nbd::must_open(&cluster.socket(2), "demo@a");
     let exporter = cluster.pid("n2", "export_pid");
-    let head = cluster.data().join("pool/head/00000001-00000000");
-    let calls = "pread64,preadv,preadv2";
-    let arguments = [
-        "-P",
-        head.to_str().expect("temporary directories are text"),
-        "-e",
-        &format!("trace={calls}"),
-        "-e",
-        &format!("inject={calls}:signal=SIGSTOP:when=1"),
-    ];
+    let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:signal=SIGSTOP:when=1"));
+    let files = files(&cluster, exporter);
+    let mut arguments = vec!["-e", &trace, "-e", &inject];
+    arguments.extend(files.iter().flat_map(|file| ["-P", file]));
     let log = cluster.scratch().join("reader.log");
     let trap = Strace::attach(log, &[exporter], TRACED_WITHIN, &arguments).expect("it lives");
     reader.send(READ, 0, u32::try_from(BYTES).expect("a megabyte"), &[]);
-    wait_until("the reader is stopped at the origin", || trap.has_stopped());
+    wait_until("the reader is stopped", || trap.has_stopped());
     trap.detach();
     assert!(is_stopped(exporter), "it stays frozen");
 
     // Its mark is on every block that the guest now writes.
     let guest = Writer::start(&cluster.socket(1), "demo", BLOCKS);
     guest.wait_for(2 * BLOCKS);
-    replace_server(&cluster);
-    guest.wait_for(2 * BLOCKS);
+    if failover {
+        replace_server(&cluster);
+        guest.wait_for(2 * BLOCKS);
+    }
     cluster.csnap(&["snapshot", "create", "demo@b"]);
     guest.wait_for(2 * BLOCKS);
     assert!(is_stopped(exporter), "nobody waited for it");
@@ -75,9 +72,36 @@ fn a_reader_frozen_between_message_2_and_3_delays_no_writer_and_returns_the_snap
     signal(exporter, "CONT");
     assert_eq!(reader.reply().1, 0, "the read succeeds");
     assert!(reader.data(BYTES) == content, "thawed, it returns the snapshot's bytes");
-    let asked = cluster.messages("n2", "demo@a").get("QuerySnapshotRead").copied().unwrap_or(0);
-    assert!(asked > 1, "what it had read of the origin was thrown away: {asked} queries");
     guest.stop_and_verify();
+    cluster.messages("n2", "demo@a").get("QuerySnapshotRead").copied().unwrap_or(0)
+}
+
+/// The calls in which a message of the server's arrives at an exporter.
+const RECEIVE: &str = "recvfrom,recvmsg,read,readv";
+
+fn connections_to_the_server(_: &Cluster, exporter: u32) -> Vec<String> {
+    let established = tcp_sockets(exporter, ESTABLISHED).into_iter();
+    established.map(|(_, inode)| format!("socket:[{inode}]")).collect()
+}
+
+#[test]
+fn a_reader_frozen_with_message_2_in_hand_delays_no_writer_and_returns_the_snapshot() {
+    // When it goes on, it reads an origin on which nothing of the snapshot is left, and its server is gone.
+    freeze_in_a_read(RECEIVE, true, connections_to_the_server);
+}
+
+#[test]
+fn a_reader_whose_marks_were_broken_while_it_was_frozen_reads_again() {
+    freeze_in_a_read(RECEIVE, false, connections_to_the_server);
+}
+
+#[test]
+fn a_reader_frozen_before_message_3_delays_no_writer_and_returns_the_snapshot() {
+    let asked = freeze_in_a_read("pread64,preadv,preadv2", true, |cluster, _| {
+        let head = cluster.data().join("pool/head/00000001-00000000");
+        vec![head.to_str().expect("temporary directories are text").to_owned()]
+    });
+    assert!(asked > 1, "what it had read of the origin was thrown away: {asked} queries");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use csnap_proto::{Frame, InstanceId, Name, RequestId, Secret, SessionId, Target,
 
 use super::cluster::{Cluster, Server, is_alive, is_stopped, signal, wait_until};
 use super::guest::Story;
-use super::strace::{PLAIN_CALLS, Strace};
+use super::strace::{ESTABLISHED, LISTENING, PLAIN_CALLS, Strace, tcp_sockets};
 
 /// The frozen agent must not have killed its server a moment before it was frozen.
 const PATIENT_PINGS: (&str, &str) = ("ping_timeout_ms = 500", "ping_timeout_ms = 30000");
@@ -75,26 +75,6 @@ impl Places {
         let established = tcp_sockets(self.pid, ESTABLISHED);
         established.into_iter().map(|(_, inode)| format!("socket:[{inode}]")).collect()
     }
-}
-
-/// States of TCP sockets in `/proc`.
-const ESTABLISHED: &str = "01";
-const LISTENING: &str = "0A";
-
-/// TCP sockets of a process in a state: port and inode.
-fn tcp_sockets(pid: u32, state: &str) -> Vec<(u16, String)> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc").flatten();
-    let links =
-        entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()?.to_str().map(str::to_owned));
-    let links: Vec<String> = links.collect();
-    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("/proc");
-    let ours = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let (local, inode) = (fields.get(1)?.rsplit_once(':')?.1, (*fields.get(9)?).to_owned());
-        let is_ours = fields[3] == state && links.contains(&format!("socket:[{inode}]"));
-        is_ours.then_some((u16::from_str_radix(local, 16).ok()?, inode))
-    };
-    table.lines().filter_map(ours).collect()
 }
 
 /// The first write after a snapshot, from the query to the answer.

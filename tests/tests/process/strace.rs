@@ -17,6 +17,10 @@ use super::cluster::{is_alive, signal};
 /// What makes a node's daemons do file operations by calls that strace sees: from, to.
 pub(crate) const PLAIN_CALLS: (&str, &str) = ("io = \"auto\"", "io = \"threads\"");
 
+/// States of TCP sockets in `/proc`.
+pub(crate) const ESTABLISHED: &str = "01";
+pub(crate) const LISTENING: &str = "0A";
+
 /// A process that dies is gone well within this time.
 const DYING_WITHIN: Duration = Duration::from_millis(300);
 
@@ -120,4 +124,20 @@ fn watch(strace: &mut Child, pids: &[u32], log: &Path, within: Duration, let_go:
 /// Whether strace saw a call from which its thread does not return.
 fn is_dying(log: &str) -> bool {
     log.contains("killed by SIGKILL") || log.contains("= ?")
+}
+
+/// TCP sockets of a process in a state: port and inode. strace takes one as the path `socket:[INODE]`.
+pub(crate) fn tcp_sockets(pid: u32, state: &str) -> Vec<(u16, String)> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc").flatten();
+    let links =
+        entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()?.to_str().map(str::to_owned));
+    let links: Vec<String> = links.collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("/proc");
+    let ours = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, inode) = (fields.get(1)?.rsplit_once(':')?.1, (*fields.get(9)?).to_owned());
+        let is_ours = fields[3] == state && links.contains(&format!("socket:[{inode}]"));
+        is_ours.then_some((u16::from_str_radix(local, 16).ok()?, inode))
+    };
+    table.lines().filter_map(ours).collect()
 }
