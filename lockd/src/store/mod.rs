@@ -137,8 +137,13 @@ impl<S: Storage> Store<S> {
         let (content, Snapshot { place, table }) = read_snapshot(&storage).await?;
         let (log, log_bytes, place, table) = replay(&storage, place, table).await?;
         match publish_snapshot(&storage, content).await {
-            // A full disk must not keep lockd from starting: the name is durable, unless a sync of the directory failed, too.
-            Ok(()) | Err(StoreError::Storage(StorageError::NoSpace { .. })) => {}
+            Ok(()) => {}
+            // A full disk must not keep lockd from starting. Its names may be those of a lockd that was killed before it
+            // made them durable; only those that a failed sync was about stay in doubt.
+            Err(StoreError::Storage(StorageError::NoSpace { .. })) => {
+                storage.sync_dir("").await?;
+                unlink_if_there(&storage, "snapshot.tmp").await?;
+            }
             Err(error) => return Err(error),
         }
         remove_leftovers(&storage, &names, place.generation).await?;

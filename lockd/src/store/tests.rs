@@ -285,6 +285,45 @@ fn what_was_read_after_a_failed_sync_outlives_the_power() {
     assert!(failures > 50, "{failures}");
 }
 
+/// A predecessor that was killed anywhere left names that no sync made durable. On a full disk the next one cannot
+/// publish its snapshot anew, and must make them so before it removes or acknowledges anything.
+#[test]
+fn a_full_disk_keeps_no_lockd_from_starting_and_costs_nothing_acknowledged() {
+    let (count, mut opened) = (12, 0);
+    for at in 0.. {
+        let disk = SimDisk::new(at);
+        disk.set_stepped(true);
+        let acknowledged = std::cell::Cell::new(0);
+        let mut task = Task::new(history(disk.storage(NODE), count, 3, &acknowledged));
+        let finished = task.run_operations(&disk, at);
+        drop(task);
+        disk.set_stepped(false);
+        disk.crash_node(NODE);
+        disk.set_capacity(Some(0));
+        let made = disk.peek("snapshot").is_some();
+        match open(&disk) {
+            Ok((mut store, table)) => {
+                opened += 1;
+                let served = store.place.sequence - 1;
+                assert_eq!(table, table_after(served));
+                assert!(served >= acknowledged.get() && disk.peek("snapshot.tmp").is_none());
+                run(store.append(&[encoded(&command(served + 1))])).expect("its space is there already");
+                drop(store);
+                disk.crash_node(NODE);
+                for state in disk.crash_states(20, at) {
+                    state.set_capacity(None);
+                    check_survivor(&state, served + 1, served + 1);
+                }
+            }
+            Err(error) => assert!(!made, "{error}"),
+        }
+        if finished {
+            break;
+        }
+    }
+    assert!(opened > 20, "{opened}");
+}
+
 #[test]
 fn a_full_disk_stops_the_roll_and_not_the_log() {
     let disk = five_batches();
