@@ -79,6 +79,10 @@ pub enum StoreError {
         /// Its version.
         found: u32,
     },
+    /// A sync of the directory. Final also where space is short: what it was about may be read, and no later sync makes it
+    /// durable.
+    #[error("the names in lockd's directory may not be durable, a sync of it failed: {0}")]
+    Names(StorageError),
     /// An earlier write or sync failed.
     #[error("the store failed before and is not used again")]
     Failed,
@@ -141,7 +145,7 @@ impl<S: Storage> Store<S> {
             // A full disk must not keep lockd from starting. Its names may be those of a lockd that was killed before it
             // made them durable; only those that a failed sync was about stay in doubt.
             Err(StoreError::Storage(StorageError::NoSpace { .. })) => {
-                storage.sync_dir("").await?;
+                sync_names(&storage).await?;
                 unlink_if_there(&storage, "snapshot.tmp").await?;
             }
             Err(error) => return Err(error),
@@ -178,7 +182,8 @@ impl<S: Storage> Store<S> {
     }
 
     /// Begins the next generation with `table`, which must be what the commands appended so far make. If space is
-    /// short ([`StorageError::NoSpace`]) the present generation goes on; any other failure is final.
+    /// short ([`StorageError::NoSpace`]) the present generation goes on; any other failure is final, that of a sync of the
+    /// directory whatever it says ([`StoreError::Names`]): the snapshot may name the next generation already.
     pub async fn roll(&mut self, table: &Table) -> Result<()> {
         self.enter()?;
         let old = self.place.generation;
@@ -254,6 +259,11 @@ async fn begin_generation<S: Storage>(
     Ok((log, place))
 }
 
+/// Makes the names durable as they are.
+async fn sync_names<S: Storage>(storage: &S) -> Result<()> {
+    storage.sync_dir("").await.map_err(StoreError::Names)
+}
+
 /// Puts a snapshot in the place of the one that is there, whole and durable.
 async fn publish_snapshot<S: Storage>(storage: &S, content: Bytes) -> Result<()> {
     unlink_if_there(storage, "snapshot.tmp").await?;
@@ -261,9 +271,9 @@ async fn publish_snapshot<S: Storage>(storage: &S, content: Bytes) -> Result<()>
     write_all(storage, &snapshot, content).await?;
     storage.sync(&snapshot).await?;
     // The log must be there before anything says that it is.
-    storage.sync_dir("").await?;
+    sync_names(storage).await?;
     storage.rename("snapshot.tmp", "snapshot").await?;
-    Ok(storage.sync_dir("").await?)
+    sync_names(storage).await
 }
 
 async fn write_all<S: Storage>(storage: &S, file: &S::File, content: Bytes) -> Result<()> {
