@@ -2,7 +2,9 @@
 //!
 //! A server that is told to serve and ends before it does costs a term and a vacancy. Once may be chance (it was killed);
 //! a node whose pool cannot be read or written would go on for ever, and take every turn from those that could serve. So
-//! it rests, longer with each failure in a row: a node that rests is not ready, and everybody else goes before it.
+//! it rests, longer with each failure in a row: a node that rests is not ready, and everybody else goes before it. Its
+//! trouble lasts until it has served: till then the others go before it at a vacancy, and no server is drained for it
+//! unless an operator says so. Whether a trouble has passed is not found out at the guests' expense.
 //! What it is not: a judge of why. That is in the server's log.
 
 use std::time::Duration;
@@ -18,11 +20,11 @@ const REST_MAX: Duration = Duration::from_secs(300);
 /// Longest rest while nobody else could serve: the trouble may pass, and then everybody waits for us.
 const REST_ALONE_MAX: Duration = Duration::from_secs(5);
 
-/// A first takeover that takes this long hangs, most likely on storage that does not answer: somebody else shall try.
-/// Standbys follow the journal, so a takeover costs the tail of it.
+/// A takeover that takes this long hangs, most likely on storage that does not answer: somebody else shall try. Standbys
+/// follow the journal, so a takeover costs the tail of it.
 const TAKEOVER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Doublings that count: beyond, rest and patience grow no more.
+/// Doublings that count: beyond, rest and patience (while nobody else is there to try) grow no more.
 const DOUBLINGS_MAX: u32 = 10;
 
 /// See the module.
@@ -30,11 +32,17 @@ const DOUBLINGS_MAX: u32 = 10;
 pub(super) struct Attempts {
     /// In a row.
     failed: u32,
+    last_began: Time,
     last_failed: Time,
     resting: bool,
 }
 
 impl Attempts {
+    /// Our server is told to serve.
+    pub(super) fn begin(&mut self, now: Time) {
+        self.last_began = now;
+    }
+
     /// Our server ended before it served.
     pub(super) fn on_failed(&mut self, now: Time) {
         self.failed = self.failed.saturating_add(1);
@@ -59,22 +67,49 @@ impl Attempts {
         self.resting
     }
 
-    /// How long the next takeover may take: longer each time, for it may just be a long one.
-    pub(super) fn patience(&self) -> Duration {
-        TAKEOVER_WITHIN * (1 << self.failed.min(DOUBLINGS_MAX))
+    /// How long the next takeover may take. `only_hope`: nobody else is ready who is without trouble. Then it is longer
+    /// each time, for it may just be a long one; else somebody else may do it in less.
+    pub(super) fn patience(&self, only_hope: bool) -> Duration {
+        if only_hope { TAKEOVER_WITHIN * (1 << self.failed.min(DOUBLINGS_MAX)) } else { TAKEOVER_WITHIN }
     }
 
-    /// For people, while it goes on.
+    /// Once may be chance, but for a takeover that hung.
+    pub(super) fn is_in_trouble(&self) -> bool {
+        self.failed > 1 || (self.failed == 1 && self.last_took() >= TAKEOVER_WITHIN)
+    }
+
+    /// For people and for the other nodes, until it has served.
     pub(super) fn trouble(&self) -> Option<String> {
-        (self.failed > 1).then(|| {
-            let failed = self.failed;
-            format!("its server failed {failed} times in a row to take over, and rests between attempts (see its log)")
-        })
+        if !self.is_in_trouble() {
+            return None;
+        }
+        let (failed, took) = (self.failed, self.last_took().as_secs());
+        let times = if failed == 1 { "once".to_owned() } else { format!("{failed} times in a row") };
+        let now = if self.resting {
+            "rests before it may try again"
+        } else {
+            "serves again only if nobody else can, or by csnap server move"
+        };
+        Some(format!(
+            "its server failed {times} to take over (the last time after {took} s, see its log), and {now}"
+        ))
     }
 
+    fn last_took(&self) -> Duration {
+        self.last_failed.since(self.last_began)
+    }
+
+    /// A second's worth of hanging costs the guests a second of pause: where others can serve, a rest is at least as long
+    /// as the attempt before it.
     fn rests_until(&self, alone: bool) -> Option<Time> {
-        let doublings = self.failed.checked_sub(2)?.min(DOUBLINGS_MAX);
-        let rest = (REST_MIN * (1 << doublings)).min(if alone { REST_ALONE_MAX } else { REST_MAX });
+        let doubled =
+            self.failed.checked_sub(2).map(|doublings| REST_MIN * (1 << doublings.min(DOUBLINGS_MAX)));
+        let rest = if alone {
+            doubled?.min(REST_ALONE_MAX)
+        } else {
+            let took = (self.failed > 0).then(|| self.last_took());
+            doubled.max(took)?.min(REST_MAX)
+        };
         Some(self.last_failed.after(rest))
     }
 }
@@ -87,6 +122,7 @@ mod tests {
     fn rests(failures: u32, alone: bool) -> Vec<Duration> {
         let mut attempts = Attempts::default();
         let rest = |_| {
+            attempts.begin(Time(0));
             attempts.on_failed(Time(0));
             attempts.tick(Time(0), alone);
             attempts.next_deadline(alone).map_or(Duration::ZERO, |until| until.since(Time(0)))
@@ -100,6 +136,57 @@ mod tests {
         assert_eq!(rests(5, false), [ms(0), ms(250), ms(500), ms(1000), ms(2000)]);
         assert_eq!(rests(40, false)[39], Duration::from_secs(256));
         assert!(rests(40, true).iter().all(|rest| *rest <= REST_ALONE_MAX));
+    }
+
+    /// So many attempts failed after so long.
+    fn failed(times: u32, took: Duration) -> Attempts {
+        let mut attempts = Attempts::default();
+        for _ in 0..times {
+            attempts.begin(Time(0));
+            attempts.on_failed(Time(0).after(took));
+        }
+        attempts
+    }
+
+    #[test]
+    fn a_rest_is_as_long_as_the_attempt_was_unless_nobody_else_is_there() {
+        for took in [Duration::from_secs(1), TAKEOVER_WITHIN, REST_MAX * 2] {
+            for times in [1, 2] {
+                let mut attempts = failed(times, took);
+                let ended = Time(0).after(took);
+                attempts.tick(ended, false);
+                let until = attempts.next_deadline(false).expect("it rests");
+                assert_eq!(until.since(ended), took.min(REST_MAX));
+                attempts.tick(ended, true);
+                let alone = attempts.next_deadline(true).map_or(Duration::ZERO, |until| until.since(ended));
+                assert_eq!(alone, if times == 1 { Duration::ZERO } else { REST_MIN });
+            }
+        }
+    }
+
+    #[test]
+    fn patience_grows_only_for_the_only_hope() {
+        for times in [0, 1, 5] {
+            assert_eq!(failed(times, Duration::ZERO).patience(false), TAKEOVER_WITHIN);
+            assert_eq!(failed(times, Duration::ZERO).patience(true), TAKEOVER_WITHIN * (1 << times));
+        }
+    }
+
+    #[test]
+    fn one_takeover_that_hung_is_trouble_one_that_ended_is_not() {
+        assert_eq!(failed(1, Duration::from_secs(1)).trouble(), None);
+        let trouble = failed(1, TAKEOVER_WITHIN).trouble().expect("it hung");
+        assert!(trouble.contains("once") && trouble.contains("30 s"), "{trouble}");
+    }
+
+    #[test]
+    fn a_trouble_after_the_rest_does_not_speak_of_resting() {
+        let mut attempts = failed(3, Duration::from_secs(1));
+        let trouble = |attempts: &Attempts| attempts.trouble().expect("three in a row");
+        attempts.tick(attempts.last_failed, false);
+        assert!(trouble(&attempts).contains("rests"));
+        attempts.tick(attempts.last_failed.after(REST_MAX), false);
+        assert!(!trouble(&attempts).contains("rests"), "{}", trouble(&attempts));
     }
 
     #[test]

@@ -169,7 +169,9 @@ impl AgentCore {
         }
         if self.child.is_ready_standby() {
             out.push(Output::Note(format!("our server is anointed, term {term}")));
-            self.child.anoint(now, term, self.attempts.patience(), out);
+            let patience = self.attempts.patience(!self.members.any_ready_without_trouble());
+            self.attempts.begin(now);
+            self.child.anoint(now, term, patience, out);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The live nodes as lockd tells of them, and the order in which they step forward at a vacancy.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use csnap_proto::message::local::{NodeInfo, NodeStatus, Wish};
@@ -15,6 +16,17 @@ pub(super) struct Peer {
     pub(super) info: NodeInfo,
     /// Since when it has been a ready standby without a break.
     ready_since: Option<Time>,
+}
+
+impl Peer {
+    fn could_serve(&self) -> bool {
+        self.info.standby_ready && self.info.priority > 0
+    }
+
+    /// Its takeovers failed, and it has not served since.
+    fn is_in_trouble(&self) -> bool {
+        self.info.trouble.is_some()
+    }
 }
 
 /// Every live member but ourselves. Bounded by what lockd admits.
@@ -75,13 +87,13 @@ impl Members {
         self.overruled.retain(|(overruled, _)| *overruled != session);
     }
 
-    /// How many ready nodes rank before one of `priority` called `me`: the order of stepping forward.
-    pub(super) fn place(&self, me: &Name, priority: u32) -> u32 {
-        let before = |peer: &&Peer| {
-            let ranks = peer.info.standby_ready && peer.info.priority > 0;
-            ranks && (peer.info.priority > priority || (peer.info.priority == priority && peer.node < *me))
-        };
-        u32::try_from(self.peers.values().filter(before).count()).unwrap_or(u32::MAX)
+    /// How many ready nodes rank before one of `priority` called `me`: the order of stepping forward. Whoever is in
+    /// trouble goes after those that are not.
+    pub(super) fn place(&self, me: &Name, priority: u32, in_trouble: bool) -> u32 {
+        let mine = (!in_trouble, priority, Reverse(me));
+        let rank = |peer: &Peer| (!peer.is_in_trouble(), peer.info.priority, Reverse(&peer.node)) > mine;
+        let before = self.peers.values().filter(|peer| peer.could_serve() && rank(peer));
+        u32::try_from(before.count()).unwrap_or(u32::MAX)
     }
 
     /// From now on nodes that rank higher than `priority` already do not count as better.
@@ -90,10 +102,12 @@ impl Members {
         self.overruled = better.map(|(session, peer)| (*session, peer.info.priority)).collect();
     }
 
-    /// The best ready node above `priority` that has been so for a while: since when, and which.
+    /// The best ready node above `priority` that has been so for a while: since when, and which. One that is in trouble is
+    /// not better: a server that works is not drained for one that did not.
     pub(super) fn better_than(&self, priority: u32) -> Option<(Time, &Name)> {
         let counts = |(session, peer): &(&SessionId, &Peer)| {
-            peer.info.priority > priority && !self.overruled.contains(&(**session, peer.info.priority))
+            let overruled = self.overruled.contains(&(**session, peer.info.priority));
+            peer.info.priority > priority && !overruled && !peer.is_in_trouble()
         };
         let best = self
             .peers
@@ -118,7 +132,11 @@ impl Members {
     }
 
     pub(super) fn any_ready(&self) -> bool {
-        self.peers.values().any(|peer| peer.info.standby_ready && peer.info.priority > 0)
+        self.peers.values().any(Peer::could_serve)
+    }
+
+    pub(super) fn any_ready_without_trouble(&self) -> bool {
+        self.peers.values().any(|peer| peer.could_serve() && !peer.is_in_trouble())
     }
 
     pub(super) fn statuses(&self) -> impl Iterator<Item = NodeStatus> {

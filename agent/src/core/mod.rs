@@ -199,10 +199,11 @@ impl AgentCore {
 
     fn situation(&self) -> Situation<'_> {
         let may = self.members.known && self.priority > 0 && self.could_serve();
+        let place = || self.members.place(&self.config.node, self.priority, self.attempts.is_in_trouble());
         let duty = self.child.process().and_then(|(_, term)| term).filter(|term| self.child.has_term(*term));
         Situation {
             node: &self.config.node,
-            place: may.then(|| self.members.place(&self.config.node, self.priority)),
+            place: may.then(place),
             place_step: self.config.timing.place_step,
             outranked: self.members.outranks(self.priority),
             child: duty.map(|term| (term, self.child.serving_term() == Some(term))),

@@ -87,7 +87,7 @@ pub struct NodeInfo {
     /// Its standby follows the journal and could take over now. False while its server serves: a vacancy then is
     /// its own, and nobody waits for it.
     pub standby_ready: bool,
-    /// Why its server keeps failing to take over, if so; for people.
+    /// How its last takeovers failed, until it has served; for people. While it is set the other nodes go before it.
     pub trouble: Option<String>,
     /// URIs of the exporter.
     pub nbd: Vec<String>,

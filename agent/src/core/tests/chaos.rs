@@ -116,6 +116,10 @@ proptest! {
             world.start_agent(n);
         }
         world.run(LEASE * 4 + FAILBACK * 4);
-        prop_assert_eq!(world.settled(), 0);
+        let server = world.settled();
+        let best = world.nodes[0].core.as_ref().expect("runs").status();
+        // Whoever was hit in two takeovers in a row waits for an operator.
+        let in_trouble = best.nodes.iter().any(|node| node.node == best.node && node.info.trouble.is_some());
+        prop_assert!(server == 0 || in_trouble);
     }
 }

@@ -32,6 +32,8 @@ pub(super) enum Takeovers {
     Fail,
     /// It answers pings and never serves.
     Hang,
+    /// It serves after so long.
+    Last(Duration),
 }
 
 /// What a played server does next.
@@ -213,6 +215,9 @@ impl World {
                         self.push(TAKEOVER, Event::Child(n, child.process, ChildStep::Serve(term)))
                     }
                     Takeovers::Fail => self.push(TAKEOVER, Event::Child(n, child.process, ChildStep::Exit)),
+                    Takeovers::Last(long) => {
+                        self.push(long, Event::Child(n, child.process, ChildStep::Serve(term)));
+                    }
                     Takeovers::Hang => {}
                 }
             }
