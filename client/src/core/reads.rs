@@ -137,11 +137,11 @@ impl ClientCore {
         extents: &[Extent],
         out: &mut Vec<Output>,
     ) {
-        let chunk = self.attached.as_ref().expect("identified before").geometry.chunk;
         let Some(batch) = self.reads.batches.get_mut(&read).filter(|batch| batch.phase == Phase::Asked(id))
         else {
             return;
         };
+        let chunk = self.attached.as_ref().expect("only an attached session reads").geometry.chunk;
         let Some(ios) = locate(&batch.pieces, extents, chunk) else {
             return self.break_off(now, "extents that do not cover the ranges asked for", out);
         };
@@ -233,7 +233,7 @@ impl ClientCore {
 
     /// A writer was granted a chunk of the batch while it was read: the next messages for its pieces are half as large.
     fn read_smaller(&mut self, read: ReadId) {
-        let chunk = self.attached.as_ref().expect("identified before").geometry.chunk;
+        let chunk = self.attached.as_ref().expect("only an attached session reads").geometry.chunk;
         let batch = self.reads.batches.get_mut(&read).expect("the caller looked it up");
         let chunks: u64 = batch.pieces.iter().map(|trying| trying.piece.range.count).sum();
         let most_chunks = (chunks / 2).max(1);

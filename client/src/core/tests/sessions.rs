@@ -106,6 +106,39 @@ fn a_reader_whose_snapshot_went_while_it_was_away_forgets_and_releases() {
     }
 }
 
+/// Also while the session has no volume that an answer could be measured by. Panics end the process and with it all
+/// attachments.
+#[test]
+fn what_nobody_asked_for_is_survived() {
+    let with = identify_ok(1, false, false);
+    let without = IdentifyOk { geometry: None, ..with.clone() };
+    let (read, advice, epoch) = (ReadId(1), RequestToken([9; 16]), Epoch(2));
+    let messages = [
+        FromServer::IdentifyOk(without.clone()),
+        FromServer::WriteOk { epoch, no_space: vec![range(0, 1)], all_unique: true, pages: pages(&[1]) },
+        FromServer::SnapshotRead { read, extents: vec![extent(0, 1, stored(0))] },
+        FromServer::FinishSnapshotReadOk { read },
+        FromServer::Retry { read },
+        FromServer::SnapshotAdvice { advice },
+        FromServer::Resume { advice, epoch, all_unique: true },
+        FromServer::Renewed { forget: vec![], all_unique: true, epoch },
+        FromServer::Released,
+        FromServer::Refused(Refusal::new(RefusalKind::Busy, "not now")),
+        FromServer::SnapshotGone,
+    ];
+    for (config, ok) in [(reader_config(), without), (reader_config(), with.clone()), (writer_config(), with)]
+    {
+        for message in &messages {
+            let mut rig = Rig::new(config.clone());
+            rig.attach(ok.clone());
+            for id in [0, 1, 99] {
+                rig.frame(RequestId(id), message.clone());
+            }
+            rig.after(LEASE_MS);
+        }
+    }
+}
+
 #[test]
 fn a_writer_without_a_volume_is_no_session() {
     let mut rig = Rig::new(writer_config());
