@@ -49,6 +49,10 @@ pub const ARENA_BYTES: u64 = 1 << 30;
 /// Most client sessions of a pool: sixteen times the connections, for those whose owners are lost.
 pub const SESSIONS_MAX: usize = 1 << 16;
 
+/// Most volumes that a declaration of a dead writer names: one that writes more than all sessions together does not exist.
+/// As numbers of at most ten bytes they fit a frame.
+pub const LOOKED_AT_MAX: usize = SESSIONS_MAX;
+
 /// Stored results of mutating requests that one session may leave unacknowledged; an operator sends one at a time.
 pub const RESULTS_PER_SESSION_MAX: usize = 64;
 
@@ -100,6 +104,7 @@ pub const REASON_BYTES_MAX: usize = 4096;
 
 const _: () = assert!(CHUNK_BYTES_MAX.is_power_of_two() && CHUNK_BYTES_MIN.is_power_of_two());
 const _: () = assert!(NAME_BYTES_MAX + SERVER_ADDRESS_BYTES_MAX + 32 <= VALUE_BLOCK_BYTES_MAX);
+const _: () = assert!(LOOKED_AT_MAX * 10 + 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(ARENA_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
 const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * 48 < FRAME_BYTES_MAX as u64);
 const _: () = assert!(LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);

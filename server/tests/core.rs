@@ -12,7 +12,7 @@ use csnap_proto::message::operate::{
 use csnap_proto::message::volume::{Attach, FromServer, Identify, IdentifyOk, Place, ToServer};
 use csnap_proto::{
     Chunk, ChunkRange, ChunkSize, Frame, FreeBatchId, InstanceId, Name, PoolId, ReadId, RequestId,
-    RequestToken, Secret, Sequence, SessionId, Target, Term, Time, WallMillis,
+    RequestToken, Secret, Sequence, SessionId, Target, Term, Time, VolumeId, WallMillis,
 };
 use csnap_server::core::{Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
 use csnap_server::state::{Record, State};
@@ -143,17 +143,30 @@ impl Desk {
     }
 
     fn connect_from(&mut self, node: &str, conn: u64, who: u8, attach: Attach) -> FromServer {
+        self.identify(node, conn, who, who, attach)
+    }
+
+    /// Another session of the process that `instance` is.
+    fn connect_of(&mut self, instance: u8, conn: u64, who: u8, attach: Attach) -> FromServer {
+        self.identify("n1", conn, who, instance, attach)
+    }
+
+    fn identify(&mut self, node: &str, conn: u64, who: u8, instance: u8, attach: Attach) -> FromServer {
         self.give(Input::Accepted { conn: ConnId(conn) });
         let identify = Identify {
             session: SessionId([who; 16]),
             secret: Secret([who; 16]),
-            instance: InstanceId([who; 16]),
+            instance: InstanceId([instance; 16]),
             node: name(node),
-            pid: u32::from(who),
+            pid: u32::from(instance),
             attach,
             cached_epoch: None,
         };
         self.ask(ConnId(conn), ToServer::Identify(identify))
+    }
+
+    fn volume_named(&self, volume: &str) -> VolumeId {
+        self.core.state().volume_by_name(&name(volume)).expect("it was made").id
     }
 
     /// A reader of `v@<snapshot>` on its own connection.
@@ -463,8 +476,31 @@ fn silence_takes_a_connection_and_not_the_volume() {
 #[test]
 fn a_reaped_writer_gives_its_volume_up() {
     let mut desk = Desk::with_writer();
-    desk.operate(1, 2, OperatorRequest::Reaped { instance: InstanceId([2; 16]) });
+    let looked_at = vec![desk.volume_named("v")];
+    desk.operate(1, 2, OperatorRequest::Reaped { instance: InstanceId([2; 16]), looked_at });
     assert!(matches!(desk.connect(3, 3, Attach::Writer(name("v"))), FromServer::IdentifyOk(_)));
+}
+
+#[test]
+fn a_writer_is_reaped_only_when_every_head_that_it_writes_was_looked_at() {
+    let mut desk = Desk::with_writer();
+    desk.operate(1, 2, create_volume("w"));
+    // The same process writes a second volume; a reader's volume is nothing to look at.
+    let (v, w) = (desk.volume_named("v"), desk.volume_named("w"));
+    desk.snapshot(3, "a");
+    desk.connect_of(2, 4, 4, Attach::Writer(name("w")));
+    desk.connect_of(2, 5, 5, Attach::Snapshot(target("v@a")));
+    let reaped = |looked_at| OperatorRequest::Reaped { instance: InstanceId([2; 16]), looked_at };
+    for (sequence, looked_at) in [(4, vec![]), (5, vec![v]), (6, vec![w])] {
+        assert_eq!(refused(&desk.operate(1, sequence, reaped(looked_at))), Some(RefusalKind::Busy));
+        assert_eq!(refused(&desk.connect(6, 6, Attach::Writer(name("v")))), Some(RefusalKind::Busy));
+    }
+    let done = desk.operate(1, 7, reaped(vec![w, v, w]));
+    assert!(matches!(done, FromServer::Operated(OperatorReply::Done)), "{done:?}");
+    for (conn, volume) in [(7, "v"), (8, "w")] {
+        let attached = desk.connect(conn, u8::try_from(conn).expect("small"), Attach::Writer(name(volume)));
+        assert!(matches!(attached, FromServer::IdentifyOk(_)), "{attached:?}");
+    }
 }
 
 #[test]
@@ -583,7 +619,8 @@ fn a_reader_that_was_away_when_its_snapshot_went_is_told_and_holds_nothing_any_m
     desk.connect(3, 3, Attach::Snapshot(target("v@a")));
     desk.give(Input::Closed { conn: ConnId(3) });
     desk.operate(1, 3, OperatorRequest::SnapshotDelete { target: target("v@a"), force: true });
-    desk.operate(1, 4, OperatorRequest::Reaped { instance: InstanceId([2; 16]) });
+    let looked_at = vec![desk.volume_named("v")];
+    desk.operate(1, 4, OperatorRequest::Reaped { instance: InstanceId([2; 16]), looked_at });
     desk.operate(1, 5, OperatorRequest::VolumeDelete { name: name("v") });
     desk.pass(Duration::from_secs(1));
     assert_eq!(desk.core.state().held().bytes, 4 * 4096, "it may be reading them");
@@ -815,7 +852,10 @@ fn an_import_is_nobody_elses_and_goes_with_its_importer() {
     };
     desk.operate(1, 2, request);
     assert_eq!(refused(&desk.connect(3, 3, Attach::Writer(name("i")))), Some(RefusalKind::Busy));
-    desk.operate(1, 3, OperatorRequest::Reaped { instance: InstanceId([1; 16]) });
+    let writing = desk.connect_of(1, 4, 4, Attach::Writer(name("i")));
+    assert!(matches!(writing, FromServer::IdentifyOk(_)), "{writing:?}");
+    // Nobody lists it, so nobody looked at its head.
+    desk.operate(1, 3, OperatorRequest::Reaped { instance: InstanceId([1; 16]), looked_at: Vec::new() });
     assert_eq!(desk.core.state().volumes().count(), 1, "whole or not at all");
 }
 

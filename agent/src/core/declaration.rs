@@ -4,13 +4,16 @@
 //! A writing exporter holds an exclusive lock on the file description that it writes a head through, and a serving server
 //! one on its gate. The kernel gives a lock up only when the last I/O through that description has returned, also I/O
 //! that outlives its process; so whoever gets the lock of that very file knows. A lock of another file that has its name
-//! by now says nothing. Which heads the dead had open for writing, the server says: those of the very sessions that it
-//! ends when it is told.
+//! by now says nothing. Which heads the dead had open for writing, the server's list says: those of the very sessions that
+//! it ends when it is told. A list is read a page at a time, and a volume that is renamed meanwhile may be on none; so the
+//! server is told which were looked at, and refuses if that is not all.
 //!
 //! [`Declaration`] is pure; whoever carries it out looks at files, asks the server, and passes on what came of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use csnap_proto::limits::LOOKED_AT_MAX;
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, Refusal, RefusalKind, VolumeInfo};
 use csnap_proto::message::volume::Head;
 use csnap_proto::{InstanceId, Name, Term, VolumeId};
@@ -77,6 +80,8 @@ pub struct Declaration {
     dead: Dead,
     /// Still to be looked at.
     files: Vec<Held>,
+    /// Volumes whose heads were, or are in `files`.
+    looked_at: BTreeSet<VolumeId>,
     /// Volumes after this one were not listed yet.
     unlisted: Option<Name>,
     /// The server was told.
@@ -87,7 +92,8 @@ impl Declaration {
     /// Begins, and says what to do first.
     #[must_use]
     pub fn begin(dead: Dead) -> (Self, Next) {
-        let mut declaration = Self { dead, files: Vec::new(), unlisted: None, told: false };
+        let mut declaration =
+            Self { dead, files: Vec::new(), looked_at: BTreeSet::new(), unlisted: None, told: false };
         let next = match dead {
             Dead::Server { term } => {
                 declaration.files.push(Held::Gate(term));
@@ -106,7 +112,16 @@ impl Declaration {
             (_, Err(refusal)) if self.told && refusal.kind == RefusalKind::NotFound => Next::Done,
             (_, Err(refusal)) => Next::Failed(refusal.to_string()),
             (Dead::Client(run), Ok(OperatorReply::Volumes { rows, more })) => {
-                self.files = heads_written_by(&rows, run.instance);
+                // Pages are asked for when the files of the one before have been looked at.
+                for (volume, head) in heads_written_by(&rows, run.instance) {
+                    self.looked_at.insert(volume);
+                    self.files.push(head);
+                }
+                if self.looked_at.len() > LOOKED_AT_MAX {
+                    return Next::Failed(format!(
+                        "it wrote more than {LOOKED_AT_MAX} volumes, says the server"
+                    ));
+                }
                 self.unlisted = rows.last().filter(|_| more).map(|last| last.name.clone());
                 self.go_on()
             }
@@ -151,13 +166,16 @@ impl Declaration {
         self.told = true;
         Next::Ask(match self.dead {
             Dead::Server { term } => OperatorRequest::ServerReaped { term },
-            Dead::Client(run) => OperatorRequest::Reaped { instance: run.instance },
+            Dead::Client(run) => {
+                let looked_at = std::mem::take(&mut self.looked_at).into_iter().collect();
+                OperatorRequest::Reaped { instance: run.instance, looked_at }
+            }
         })
     }
 }
 
 /// Heads that the dead run had open for writing, as the server knows it.
-fn heads_written_by(volumes: &[VolumeInfo], dead: InstanceId) -> Vec<Held> {
+fn heads_written_by(volumes: &[VolumeInfo], dead: InstanceId) -> Vec<(VolumeId, Held)> {
     let written =
         |volume: &&VolumeInfo| volume.attached.iter().any(|a| a.snapshot.is_none() && a.instance == dead);
     let head = |volume: &VolumeInfo| match &volume.head {
@@ -166,7 +184,7 @@ fn heads_written_by(volumes: &[VolumeInfo], dead: InstanceId) -> Vec<Held> {
             Held::Origin { path: path.clone(), device: *device, inode: *inode }
         }
     };
-    volumes.iter().filter(written).map(head).collect()
+    volumes.iter().filter(written).map(|volume| (volume.id, head(volume))).collect()
 }
 
 #[cfg(test)]
@@ -213,6 +231,11 @@ mod tests {
         }
     }
 
+    fn reaped(looked_at: &[u64]) -> OperatorRequest {
+        let looked_at = looked_at.iter().copied().map(VolumeId).collect();
+        OperatorRequest::Reaped { instance: DEAD, looked_at }
+    }
+
     /// A declaration of a client that has this volume open, up to the look at its head.
     fn looking(head: Head) -> Declaration {
         let (mut declaration, first) = Declaration::begin(client());
@@ -231,8 +254,8 @@ mod tests {
             volume(3, origin(), &[(OTHER, true), (DEAD, false)]),
             volume(4, Head::Pool, &[]),
         ];
-        let expected =
-            [Held::Head(VolumeId(1)), Held::Origin { path: "/dev/disk".to_owned(), device: 3, inode: 4 }];
+        let origin = Held::Origin { path: "/dev/disk".to_owned(), device: 3, inode: 4 };
+        let expected = [(VolumeId(1), Held::Head(VolumeId(1))), (VolumeId(3), origin)];
         assert_eq!(heads_written_by(&volumes, DEAD), expected);
     }
 
@@ -247,16 +270,22 @@ mod tests {
         let Next::Ask(next) = declaration.on_sight(Sight::Free) else { panic!("the next page") };
         assert!(matches!(next, OperatorRequest::VolumeList { after: Some(_) }));
         assert_eq!(declaration.on_answer(page(2, false)), Next::Look(Held::Head(VolumeId(2))));
-        let told = OperatorRequest::Reaped { instance: DEAD };
-        assert_eq!(declaration.on_sight(Sight::Missing), Next::Ask(told));
+        assert_eq!(declaration.on_sight(Sight::Missing), Next::Ask(reaped(&[1, 2])));
+    }
+
+    #[test]
+    fn a_volume_that_was_on_no_page_is_not_claimed_to_be_looked_at() {
+        let mut declaration = looking(Head::Pool);
+        assert_eq!(declaration.on_sight(Sight::Free), Next::Ask(reaped(&[7])));
+        let another = Refusal::new(RefusalKind::Busy, "another volume is written by it too");
+        assert!(matches!(declaration.on_answer(Err(another)), Next::Failed(_)), "and all is looked at again");
     }
 
     #[test]
     fn a_client_is_declared_when_every_head_gave_its_lock() {
         let mut declaration = looking(Head::Pool);
         assert_eq!(declaration.on_sight(Sight::Locked), Next::LookAgain(Held::Head(VolumeId(7))));
-        let told = OperatorRequest::Reaped { instance: DEAD };
-        assert_eq!(declaration.on_sight(Sight::Free), Next::Ask(told));
+        assert_eq!(declaration.on_sight(Sight::Free), Next::Ask(reaped(&[7])));
         assert_eq!(declaration.on_answer(Ok(OperatorReply::Done)), Next::Done);
     }
 

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, InstanceId, Name, PoolId, RequestToken, SessionId, Target, Term, VolumeId};
-use crate::limits::{PATH_BYTES_MAX, REASON_BYTES_MAX};
+use crate::limits::{LOOKED_AT_MAX, PATH_BYTES_MAX, REASON_BYTES_MAX};
 use crate::message::volume::Head;
 use crate::units::{ChunkSize, WallMillis};
 
@@ -108,10 +108,14 @@ pub enum OperatorRequest {
     /// → [`OperatorReply::Status`].
     Status,
     /// The process `instance` is known dead with its I/O returned: its sessions end. Only an agent says this, after
-    /// it obtained the locks that the process held. → [`OperatorReply::Done`].
+    /// it obtained the locks that the process held. Refused as busy while the process has a volume open for writing whose
+    /// head the agent did not look at: lists are read a page at a time, and a volume that is renamed meanwhile may be on
+    /// none. → [`OperatorReply::Done`].
     Reaped {
         /// Run of the dead process.
         instance: InstanceId,
+        /// Volumes whose heads have no I/O of the process left; at most [`LOOKED_AT_MAX`].
+        looked_at: Vec<VolumeId>,
     },
     /// The server of `term` is known dead with its I/O returned. → [`OperatorReply::Done`].
     ServerReaped {
@@ -307,6 +311,7 @@ impl OperatorRequest {
             Self::VolumeCreate { source: Source::Adopt { path }, .. } if path.len() > PATH_BYTES_MAX => {
                 Err("length of a path")
             }
+            Self::Reaped { looked_at, .. } if looked_at.len() > LOOKED_AT_MAX => Err("number of volumes"),
             _ => Ok(()),
         }
     }

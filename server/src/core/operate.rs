@@ -147,10 +147,7 @@ impl ServerCore {
             }
             R::SnapshotRename { target, to } => self.rename_snapshot(&target, to),
             R::SnapshotDelete { target, force } => self.delete_snapshot(&target, force),
-            R::Reaped { instance } => {
-                self.end_sessions_of(instance);
-                Ok(OperatorReply::Done)
-            }
+            R::Reaped { instance, looked_at } => self.on_reaped(instance, looked_at),
             R::ServerReaped { term } => self.on_server_reaped(term),
             R::Fence { whom } => self.fence(&whom),
         };

@@ -4,6 +4,8 @@
 //! its process is dead with its I/O returned (the agent that reaped it), or because the operator vouches for a fenced
 //! node. A timeout ends nothing: an absent writer keeps its volume.
 
+use std::collections::BTreeSet;
+
 use csnap_proto::limits::SESSIONS_MAX;
 use csnap_proto::message::operate::{Fenced, OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Identify, IdentifyOk};
@@ -215,10 +217,39 @@ impl ServerCore {
         self.part_with(conn);
     }
 
-    pub(super) fn end_sessions_of(&mut self, instance: InstanceId) {
-        let sessions: Vec<SessionId> =
-            self.state.sessions().filter(|s| s.instance == instance).map(|s| s.id).collect();
-        sessions.into_iter().for_each(|session| self.expel(session));
+    /// An agent saw the process dead, and had the locks of these volumes' heads. A head that it did not look at may still
+    /// get I/O of the dead: then nothing ends.
+    pub(super) fn on_reaped(
+        &mut self,
+        instance: InstanceId,
+        looked_at: Vec<VolumeId>,
+    ) -> Result<OperatorReply, Refusal> {
+        let looked_at: BTreeSet<VolumeId> = looked_at.into_iter().collect();
+        let sessions: Vec<(SessionId, Attached)> =
+            self.state.sessions().filter(|s| s.instance == instance).map(|s| (s.id, s.attached)).collect();
+        let unseen = sessions.iter().find_map(|(_, attached)| match *attached {
+            Attached::Writer(volume) if looked_at.contains(&volume) || self.goes_with_importer(volume) => {
+                None
+            }
+            Attached::Writer(volume) => Some(volume),
+            Attached::Snapshot(..) | Attached::Operator => None,
+        });
+        if let Some(volume) = unseen {
+            let shown = self.state.volume(volume).map_or_else(|| volume.to_string(), |v| v.name.to_string());
+            let reason = format!(
+                "the dead had {shown} open for writing too, and its head was not looked at; look again"
+            );
+            return Err(Refusal::new(RefusalKind::Busy, reason));
+        }
+        sessions.into_iter().for_each(|(session, _)| self.expel(session));
+        Ok(OperatorReply::Done)
+    }
+
+    /// A volume that is being imported is on no list, and ends with the sessions of its importer: nobody else will ever
+    /// have its head.
+    fn goes_with_importer(&self, volume: VolumeId) -> bool {
+        let importing = self.state.volume(volume).is_some_and(|v| v.importer.is_some());
+        importing && self.state.youngest_live_snapshot(volume).is_none()
     }
 
     /// Ends a session that does not end itself, and its connection: nothing that it still says counts.

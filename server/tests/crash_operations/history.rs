@@ -9,6 +9,7 @@ use csnap_proto::message::operate::OperatorReply;
 use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{Chunk, ChunkRange, ChunkSize, InstanceId, RequestId, Secret, Sequence, SessionId, Term};
 use csnap_server::core::{ConnId, Input};
+use csnap_server::state::Attached;
 use csnap_storage::sim::{Rng, SimDisk, SimFile, SimNode};
 use csnap_storage::{Access, Storage};
 
@@ -225,7 +226,8 @@ impl Life {
             Step::Lose => {
                 self.writer = None;
                 self.server.give(Input::Closed { conn: WRITER });
-                let id = self.ask(Change::Reap { writer: InstanceId([self.writers; 16]) });
+                let writer = InstanceId([self.writers; 16]);
+                let id = self.ask(reap(&self.server, writer));
                 self.done(id).await
             }
             Step::Settle => self.server.settle().await,
@@ -374,11 +376,11 @@ pub(crate) async fn recover(server: &mut Server, ledger: &Ledger) -> Result<(), 
     let writers: Vec<InstanceId> = server
         .state()
         .sessions()
-        .filter(|session| session.attached != csnap_server::state::Attached::Operator)
+        .filter(|session| session.attached != Attached::Operator)
         .map(|session| session.instance)
         .collect();
     for instance in writers {
-        let request = Change::Reap { writer: instance }.request(ledger.token());
+        let request = reap(server, instance).request(ledger.token());
         let sequence = Sequence(instance.0[0].into());
         let lowest_unanswered = sequence;
         operated(server.ask(AGENT, ToServer::Operate { sequence, lowest_unanswered, request }).await?)?;
@@ -394,6 +396,16 @@ pub(crate) async fn send_again(server: &mut Server, ledger: &Ledger) -> Result<(
         operated(server.ask(OPERATOR, operate(ledger)).await?)?;
     }
     Ok(())
+}
+
+/// What an agent says of a writer that it saw dead.
+fn reap(server: &Server, writer: InstanceId) -> Change {
+    let of_writer = server.state().sessions().filter(|session| session.instance == writer);
+    let wrote = of_writer.filter_map(|session| match session.attached {
+        Attached::Writer(volume) => Some(volume),
+        Attached::Snapshot(..) | Attached::Operator => None,
+    });
+    Change::Reap { writer, wrote: wrote.last() }
 }
 
 fn operated(answer: FromServer) -> Result<OperatorReply, Gone> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use csnap_proto::message::operate::{OperatorRequest, Source};
 use csnap_proto::message::volume::Place;
-use csnap_proto::{Chunk, ChunkRange, ChunkSize, InstanceId, Name, RequestToken, Target};
+use csnap_proto::{Chunk, ChunkRange, ChunkSize, InstanceId, Name, RequestToken, Target, VolumeId};
 use csnap_server::copy::{arena_path, head_path};
 use csnap_server::state::{Origin, State, Volume as ServersVolume};
 use csnap_storage::sim::{SECTOR_BYTES, SimStorage};
@@ -61,14 +61,40 @@ pub(crate) type Volumes = BTreeMap<&'static str, Volume>;
 /// An operator's request that changes what there is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Change {
-    Create { volume: &'static str, size_bytes: u64, chunk: ChunkSize },
-    Adopt { volume: &'static str, size_bytes: u64 },
-    Rename { volume: &'static str, to: &'static str },
-    Delete { volume: &'static str },
-    Snapshot { volume: &'static str, snapshot: &'static str },
-    RenameSnapshot { volume: &'static str, snapshot: &'static str, to: &'static str },
-    DeleteSnapshot { volume: &'static str, snapshot: &'static str },
-    Reap { writer: InstanceId },
+    Create {
+        volume: &'static str,
+        size_bytes: u64,
+        chunk: ChunkSize,
+    },
+    Adopt {
+        volume: &'static str,
+        size_bytes: u64,
+    },
+    Rename {
+        volume: &'static str,
+        to: &'static str,
+    },
+    Delete {
+        volume: &'static str,
+    },
+    Snapshot {
+        volume: &'static str,
+        snapshot: &'static str,
+    },
+    RenameSnapshot {
+        volume: &'static str,
+        snapshot: &'static str,
+        to: &'static str,
+    },
+    DeleteSnapshot {
+        volume: &'static str,
+        snapshot: &'static str,
+    },
+    /// A writer died; the volume that it has open, if it has one, was looked at.
+    Reap {
+        writer: InstanceId,
+        wrote: Option<VolumeId>,
+    },
 }
 
 /// Where adopted origins lie.
@@ -99,7 +125,9 @@ impl Change {
             Self::DeleteSnapshot { volume, snapshot } => {
                 OperatorRequest::SnapshotDelete { target: target(volume, snapshot), force: false }
             }
-            Self::Reap { writer } => OperatorRequest::Reaped { instance: writer },
+            Self::Reap { writer, wrote } => {
+                OperatorRequest::Reaped { instance: writer, looked_at: wrote.into_iter().collect() }
+            }
         }
     }
 
