@@ -90,6 +90,10 @@ pub const WATCHES_PER_SESSION_MAX: usize = 4096;
 /// exporter that has more reports the first ones.
 pub const CLIENTS_PER_REPORT_MAX: usize = 512;
 
+/// Most bytes of the attachments in one report of an exporter, for a status carries them beside the descriptions of all
+/// nodes: five hundred that do well, or a dozen with the longest texts.
+pub const REPORT_BYTES_MAX: usize = 256 << 10;
+
 /// Most counters of messages in the report of one attachment: a few for each message that clients and servers have.
 pub const MESSAGE_COUNTERS_MAX: usize = 64;
 
@@ -108,4 +112,5 @@ const _: () = assert!(LOOKED_AT_MAX * 10 + 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(ARENA_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
 const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * 48 < FRAME_BYTES_MAX as u64);
 const _: () = assert!(LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);
+const _: () = assert!(REPORT_BYTES_MAX < FRAME_BYTES_MAX / 2);
 const _: () = assert!(LOCKS_PER_SESSION_MAX * 2 * (LOCK_NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use csnap_proto::frame::BODY_BYTES_MAX;
-use csnap_proto::limits::{LOCKD_SESSIONS_MAX, MEMBER_INFO_BYTES_MAX, NAME_BYTES_MAX};
+use csnap_proto::limits::{LOCKD_SESSIONS_MAX, MEMBER_INFO_BYTES_MAX, NAME_BYTES_MAX, REPORT_BYTES_MAX};
 use csnap_proto::message::local::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, ClientReport, FromAgent};
 use csnap_proto::{InstanceId, RequestId, Time};
 
@@ -19,15 +19,12 @@ const HELLO_WITHIN: Duration = Duration::from_millis(300);
 /// An exporter that stays up this long starts again without waiting when it ends.
 const HEALTHY_AFTER: Duration = Duration::from_secs(2);
 
-/// Most bytes of a report that are kept: a status carries them beside the descriptions of all nodes.
-const REPORT_KEPT_BYTES_MAX: usize = 256 << 10;
-
 /// What a status holds beside descriptions and report, bytes: our own addresses, uncut.
 const STATUS_REST_BYTES: usize = 128 << 10;
 
 const _: () = {
     let nodes = LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32);
-    assert!(nodes + REPORT_KEPT_BYTES_MAX + STATUS_REST_BYTES < BODY_BYTES_MAX);
+    assert!(nodes + REPORT_BYTES_MAX + STATUS_REST_BYTES < BODY_BYTES_MAX);
     assert!(ADDRESSES_MAX * ADDRESS_BYTES_MAX < STATUS_REST_BYTES);
 };
 
@@ -163,14 +160,7 @@ impl Exporter {
         if self.conn() != Some(conn) {
             return false;
         }
-        let mut room = REPORT_KEPT_BYTES_MAX;
-        let fits = |client: &ClientReport| {
-            let bytes = postcard::experimental::serialized_size(client).unwrap_or(usize::MAX);
-            let left = room.checked_sub(bytes);
-            room = left.unwrap_or(0);
-            left.is_some()
-        };
-        self.clients = clients.into_iter().take_while(fits).collect();
+        self.clients = ClientReport::first_that_fit(clients);
         true
     }
 

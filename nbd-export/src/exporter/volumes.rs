@@ -23,9 +23,6 @@ use crate::export::{ExportInfo, Exports, Listed, OpenError};
 /// Most names in a list; a client that wants others asks for them by name.
 const LISTED_MAX: usize = 10_000;
 
-/// Most attachments in a report, so that it fits a frame with all their counters.
-const REPORTED_MAX: usize = 512;
-
 /// The volume that the empty name means when there are several.
 const DEFAULT_NAME: &str = "demo";
 
@@ -72,7 +69,7 @@ impl Volumes {
             connections: *connections,
             waiting: export.volume().waiting(),
         };
-        attached.iter().take(REPORTED_MAX).map(report).collect()
+        ClientReport::first_that_fit(attached.iter().map(report))
     }
 
     /// A server serves under `term`: nobody waits for an older one any more.

@@ -11,8 +11,8 @@ use super::Family;
 use crate::frame::Message;
 use crate::ids::{InstanceId, Name, Target, Term};
 use crate::limits::{
-    CLIENTS_PER_REPORT_MAX, MESSAGE_COUNTERS_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SERVER_ADDRESS_BYTES_MAX,
-    WAITING_BYTES_MAX,
+    CLIENTS_PER_REPORT_MAX, MESSAGE_COUNTERS_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, REPORT_BYTES_MAX,
+    SERVER_ADDRESS_BYTES_MAX, WAITING_BYTES_MAX,
 };
 
 /// What the value block of the server lock says, in postcard.
@@ -109,6 +109,18 @@ pub struct ClientReport {
 }
 
 impl ClientReport {
+    /// The first ones, as many as one report has room for: at most [`CLIENTS_PER_REPORT_MAX`], and [`REPORT_BYTES_MAX`].
+    pub fn first_that_fit(clients: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut room = REPORT_BYTES_MAX;
+        let fits = |client: &Self| {
+            let bytes = postcard::experimental::serialized_size(client).unwrap_or(usize::MAX);
+            let left = room.checked_sub(bytes);
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        clients.into_iter().take(CLIENTS_PER_REPORT_MAX).take_while(fits).collect()
+    }
+
     fn check(&self) -> Result<(), &'static str> {
         if self.messages.len() > MESSAGE_COUNTERS_MAX {
             Err("number of counters")
@@ -155,7 +167,7 @@ pub enum ToAgent {
     },
     /// What the exporter has open; sent when it changes and with each [`FromAgent::ReportPlease`].
     ExporterReport {
-        /// All attachments, or the first [`CLIENTS_PER_REPORT_MAX`].
+        /// All attachments, or the first ones ([`ClientReport::first_that_fit`]).
         clients: Vec<ClientReport>,
     },
     /// A client needs a connected server socket. → [`FromAgent::Connected`], as soon as there is a server.
@@ -298,7 +310,12 @@ impl Message for FromAgent {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
+    use crate::frame::{Frame, encode};
+    use crate::ids::RequestId;
+    use crate::limits::FRAME_BYTES_MAX;
 
     #[test]
     fn a_report_beyond_its_limits_is_refused() {
@@ -323,5 +340,31 @@ mod tests {
         let waits = |len| report(vec![ClientReport { waiting: Some("x".repeat(len)), ..client.clone() }]);
         assert_eq!(waits(WAITING_BYTES_MAX), Ok(()));
         assert!(waits(WAITING_BYTES_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn what_is_reported_fits_a_frame_whatever_is_attached() {
+        let name = |n: usize| Name::new(format!("{n:0128}")).expect("a name");
+        let client = |counters, waiting| {
+            move |n| ClientReport {
+                target: Target { volume: name(n), snapshot: Some(name(n)) },
+                messages: (0..counters).map(|n: usize| (format!("{n:0128}"), u64::MAX)).collect(),
+                connections: u32::MAX,
+                waiting: Some("x".repeat(waiting)),
+            }
+        };
+        let reported = |clients: Vec<ClientReport>| {
+            let message = ToAgent::ExporterReport { clients: ClientReport::first_that_fit(clients) };
+            let mut bytes = BytesMut::new();
+            encode(&Frame { id: RequestId(0), term: Term(0), message: message.clone() }, &mut bytes);
+            let ToAgent::ExporterReport { clients } = message else { unreachable!("made above") };
+            (clients.len(), bytes.len())
+        };
+        let many = CLIENTS_PER_REPORT_MAX + 1;
+        let (count, bytes) =
+            reported((0..many).map(client(MESSAGE_COUNTERS_MAX, WAITING_BYTES_MAX)).collect());
+        assert!(count > 0 && bytes < FRAME_BYTES_MAX, "{count} attachments, {bytes} bytes");
+        let (count, _) = reported((0..many).map(client(1, 1)).collect());
+        assert_eq!(count, CLIENTS_PER_REPORT_MAX);
     }
 }
