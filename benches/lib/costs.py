@@ -113,14 +113,6 @@ def memory(system):
             "export_mib": resident_mib(status["nodes"][0]["export_pid"])}
 
 
-def cpu_seconds(system):
-    """Processor time that the server and node 1's exporter have taken, their kernel threads included."""
-    status = system.status()
-    pids = (status["server"]["pid"], status["nodes"][0]["export_pid"])
-    fields = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in pids]
-    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
-
-
 def seconds_of(action):
     began = time.monotonic()
     action()

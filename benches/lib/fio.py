@@ -2,6 +2,7 @@
 import json
 import subprocess
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass
@@ -12,6 +13,13 @@ class Job:
     depth: int
     unit: str
     once: bool = False  # every block at most once: what is measured happens only the first time
+
+
+class Run(NamedTuple):
+    """What one run showed."""
+    figure: float  # in the unit of its job
+    requests: int
+    client_us: float  # processor time of fio itself, microseconds a request
 
 
 JOBS = {
@@ -26,7 +34,7 @@ JOBS = {
 
 
 def run_fio(job, uri, seconds, size_mib, ramp_seconds=0):
-    """IOPS or MiB/s of one run, not counting what comes before the ramp's end."""
+    """One run, not counting what comes before the ramp's end."""
     job = JOBS[job]
     extra = [f"--runtime={seconds}", "--gtod_reduce=1"]
     if ramp_seconds:
@@ -34,7 +42,8 @@ def run_fio(job, uri, seconds, size_mib, ramp_seconds=0):
     if not job.once:
         extra.append("--time_based")
     side = finish(start(uri, job.rw, job.bs, job.depth, size_mib, *extra))
-    return side["iops"] if job.unit == "IOPS" else side["bw_bytes"] / (1 << 20)
+    figure = side["iops"] if job.unit == "IOPS" else side["bw_bytes"] / (1 << 20)
+    return Run(figure, side["total_ios"], side["client_us"])
 
 
 def start(uri, rw, bs, depth, size_mib, *extra):
@@ -53,4 +62,6 @@ def finish(run):
     if run.returncode != 0:
         raise SystemExit(f"fio failed: {' '.join(run.args)}: {error or out}")
     job = json.loads(out[out.index("{"):])["jobs"][0]
-    return job["read" if "read" in job["job options"]["rw"] else "write"]
+    side = job["read" if "read" in job["job options"]["rw"] else "write"]
+    busy_ms = job["job_runtime"] * (job["usr_cpu"] + job["sys_cpu"]) / 100
+    return {**side, "client_us": busy_ms * 1000 / max(side["total_ios"], 1)}

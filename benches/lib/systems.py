@@ -58,6 +58,15 @@ class System:
     def uri(self):
         return f"nbd+unix:///?socket={self.socket}"
 
+    def pids(self):
+        """The processes between a guest and its data."""
+        return [self.process.pid]
+
+    def cpu_seconds(self):
+        """Processor time that they have taken, their kernel threads included."""
+        fields = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in self.pids()]
+        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
     def spawn(self, command):
         log = open(self.work / "log", "ab")
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -165,6 +174,10 @@ class Csnap(System):
 
     def status(self):
         return json.loads(self.csnap("status", "--json"))
+
+    def pids(self):
+        status = self.status()
+        return [status["server"]["pid"], status["nodes"][0]["export_pid"]]
 
     def volume(self, name="disk"):
         return json.loads(self.csnap("--json", "volume", "show", name))
