@@ -143,6 +143,10 @@ async fn check_heads<S: Storage>(
             (Err(StorageError::NotFound { .. }), _) => {
                 format!("the head of volume {} is missing", volume.name)
             }
+            // Whatever took the place of an origin: the rest of the pool is checked all the same.
+            (Err(StorageError::Io { reason, .. }), Origin::Adopted { .. }) => {
+                format!("the origin that volume {} adopted cannot be opened: {reason}", volume.name)
+            }
             (Err(error), _) => return Err(error.into()),
             (Ok(stat), _) if stat.size_bytes < volume.size_bytes => {
                 let (is, should) = (stat.size_bytes, volume.size_bytes);

@@ -244,10 +244,6 @@ impl<S: Storage> Workbench<S> {
     async fn inspect_origin(&self, path: String) -> Result<TaskDone, StorageError> {
         let file = self.storage.open_origin(&path).await?;
         let stat = self.storage.stat_file(&file).await?;
-        if stat.is_dir {
-            let reason = "it is a directory".to_owned();
-            return Err(StorageError::Io { path, what: "open", errno: 21, reason });
-        }
         let in_pool = self.is_in_pool(stat.device, stat.inode).await?;
         let (size_bytes, device, inode) = (stat.size_bytes, stat.device, stat.inode);
         Ok(TaskDone::Inspected { path, size_bytes, device, inode, in_pool })

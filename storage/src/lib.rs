@@ -96,7 +96,8 @@ pub trait Storage: Clone + 'static {
 
     /// Opens an existing file.
     fn open(&self, path: &str, access: Access) -> impl Future<Output = Result<Self::File>>;
-    /// Opens an adopted origin for reading, by absolute path.
+    /// Opens an adopted origin for reading, by absolute path. What is neither a file nor a block device is refused with
+    /// [`StorageError::Io`].
     fn open_origin(&self, path: &str) -> impl Future<Output = Result<Self::File>>;
     /// Makes a file that must not exist, open for reading and writing.
     fn create(&self, path: &str) -> impl Future<Output = Result<Self::File>>;
