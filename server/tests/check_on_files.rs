@@ -31,7 +31,7 @@ async fn pool_with(pool: &Path, origin: &Path) {
     assert_eq!(taken.journal.prepare_segment().await, Ok(Prepared::Ready));
     let records = [
         Record::PoolInit { pool: id },
-        Record::TermBegin { term: Term(1) },
+        Record::TermBegin { term: Term(1), node: Name::new("n1").expect("a name") },
         Record::VolumeCreate {
             id: VolumeId::new(Term(1), 1).expect("small"),
             name: Name::new("old").expect("a name"),

@@ -42,8 +42,10 @@ impl Desk {
         Self::over(Term(1), State::new(PoolId([7; 16])))
     }
 
+    /// A server of `term` on node n`term`.
     fn over(term: Term, state: State) -> Self {
-        let core = ServerCore::new(term, Config::default(), state, Time(0), WallMillis(0));
+        let config = Config::of(name(&format!("n{term}")));
+        let core = ServerCore::new(term, config, state, Time(0), WallMillis(0));
         let mut desk = Self {
             core,
             now: Time(0),
@@ -579,6 +581,37 @@ fn a_session_belongs_to_whoever_has_its_secret() {
     let answer = desk.ask(ConnId(8), ToServer::Identify(identify));
     assert_eq!(refused(&answer), Some(RefusalKind::Denied));
     assert!(!desk.closed.contains(&ConnId(2)));
+}
+
+#[test]
+fn a_fenced_node_gives_up_what_its_older_servers_held() {
+    let mut desk = Desk::with_writer();
+    desk.snapshot(2, "a");
+    desk.write(0, 4);
+    desk.operate(1, 3, create_volume("w"));
+    desk.operate(1, 4, OperatorRequest::VolumeDelete { name: name("w") });
+    let mut state = desk.core.state().clone();
+    state.apply(&Record::TermBegin { term: Term(2), node: name("n2") }).expect("a later term");
+    let mut desk = Desk::over(Term(3), state);
+    desk.connect_from("n3", 1, 9, Attach::Operator);
+    let because = desk.core.state().held().because.join("; ");
+    assert!(because.contains("bytes until the server of term 1 on node n1 is known dead"), "{because}");
+    let fence = |node| OperatorRequest::Fence { whom: Fenced::Node(name(node)) };
+    desk.operate(1, 1, OperatorRequest::ServerReaped { term: Term(2) });
+    assert_eq!(refused(&desk.operate(1, 2, fence("n1"))), Some(RefusalKind::Busy), "it may come back");
+    for _ in 0..15 {
+        desk.say(ConnId(1), ToServer::Renew { forgotten: FreeBatchId(0) });
+        desk.pass(Duration::from_secs(1));
+    }
+    assert_eq!(refused(&desk.operate(1, 3, fence("n3"))), Some(RefusalKind::Busy), "it is connected");
+    assert_eq!(refused(&desk.operate(1, 4, fence("n2"))), Some(RefusalKind::NotFound), "it is known dead");
+    let older = |desk: &Desk| desk.core.state().older_terms().collect::<Vec<_>>();
+    assert_eq!(older(&desk), [Term(1)]);
+    assert!(matches!(desk.operate(1, 5, fence("n1")), FromServer::Operated(OperatorReply::Done)));
+    assert_eq!(older(&desk), []);
+    desk.pass(Duration::from_secs(1));
+    assert_eq!((desk.core.state().held().because, desk.core.state().removable_heads().count()), (vec![], 0));
+    desk.check();
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub enum Source {
 pub enum Fenced {
     /// One session.
     Session(SessionId),
-    /// A node: every session of its processes. Refused while one of them is connected.
+    /// A node: every session of its processes, and every older server that ran there. Refused while one of the sessions
+    /// is connected.
     Node(Name),
 }
 
@@ -122,8 +123,8 @@ pub enum OperatorRequest {
         /// Of the dead server.
         term: Term,
     },
-    /// The operator vouches that these cannot write any more: their sessions end although nobody saw them die. →
-    /// [`OperatorReply::Done`].
+    /// The operator vouches that these cannot write any more: their sessions end, and a node's older servers count as dead,
+    /// although nobody saw them die. → [`OperatorReply::Done`].
     Fence {
         /// Whoever is lost.
         whom: Fenced,

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::message::volume::{FromServer, ToServer};
-use csnap_proto::{ChunkRange, Frame, RequestId, StoreExtent, Term, Time, VolumeId, WallMillis};
+use csnap_proto::{ChunkRange, Frame, Name, RequestId, StoreExtent, Term, Time, VolumeId, WallMillis};
 
 use self::commit::Pipeline;
 use self::connection::Connections;
@@ -67,8 +67,10 @@ number! {
 }
 
 /// What an operator may set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
+    /// Where this server runs.
+    pub node: Name,
     /// A client that is silent for so long is counted absent and its connection closed. Absent is not dead.
     pub client_lease: Duration,
     /// A snapshot create fails when the volume's writer has not drained by then.
@@ -79,9 +81,12 @@ pub struct Config {
     pub broken: canary::Broken,
 }
 
-impl Default for Config {
-    fn default() -> Self {
+impl Config {
+    /// As it is on a node where nothing else is said.
+    #[must_use]
+    pub fn of(node: Name) -> Self {
         Self {
+            node,
             client_lease: Duration::from_secs(15),
             drain_patience: Duration::from_secs(5),
             reap_slice_versions: background::REAP_SLICE_VERSIONS,
@@ -369,7 +374,8 @@ impl ServerCore {
             draining: false,
             exiting: false,
         };
-        core.record(Record::TermBegin { term });
+        let node = core.config.node.clone();
+        core.record(Record::TermBegin { term, node });
         core
     }
 

@@ -285,20 +285,26 @@ impl ServerCore {
         }
     }
 
-    /// The operator's word: whoever is named cannot write any more.
+    /// The operator's word: whoever is named cannot write any more. Of a node, neither can the servers that ran there.
     pub(super) fn fence(&mut self, whom: &Fenced) -> Result<OperatorReply, Refusal> {
-        let sessions: Vec<SessionId> = match whom {
-            Fenced::Session(session) => self.state.session(*session).map(|s| s.id).into_iter().collect(),
-            Fenced::Node(node) => self.state.sessions().filter(|s| s.node == *node).map(|s| s.id).collect(),
+        let (sessions, terms): (Vec<SessionId>, Vec<Term>) = match whom {
+            Fenced::Session(session) => {
+                (self.state.session(*session).map(|s| s.id).into_iter().collect(), vec![])
+            }
+            Fenced::Node(node) => (
+                self.state.sessions().filter(|s| s.node == *node).map(|s| s.id).collect(),
+                self.state.older_servers().filter(|(_, at)| *at == node).map(|(term, _)| term).collect(),
+            ),
         };
-        if sessions.is_empty() {
-            let reason = "nothing of it is attached, so there is nothing to end; see csnap status";
+        if sessions.is_empty() && terms.is_empty() {
+            let reason = "nothing of it is attached and no server of it holds space, so there is nothing to end; see csnap status";
             return Err(Refusal::new(RefusalKind::NotFound, reason));
         }
         if let Fenced::Node(node) = whom {
             self.check_lost(node)?;
         }
         sessions.into_iter().for_each(|session| self.expel(session));
+        terms.into_iter().for_each(|term| self.record(Record::TermDead { term }));
         Ok(OperatorReply::Done)
     }
 

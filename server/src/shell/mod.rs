@@ -23,7 +23,7 @@ use crate::term::{Pool, PoolError, open_pool};
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Its node, for people.
+    /// Its node: for people, and what its term is recorded with.
     pub node: Name,
     /// The pool's directory.
     pub pool: PathBuf,
@@ -66,7 +66,7 @@ async fn serve_node(config: &ServerConfig) -> anyhow::Result<()> {
     let core = CoreConfig {
         client_lease: config.client_lease,
         drain_patience: config.drain_patience,
-        ..CoreConfig::default()
+        ..CoreConfig::of(config.node.clone())
     };
     serve::serve(core, pool, taken, listener, link, orders).await
 }

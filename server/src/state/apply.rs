@@ -22,7 +22,7 @@ impl State {
         match record {
             Record::PoolInit { pool } if *pool == self.pool => Ok(()),
             Record::PoolInit { .. } => Err(Corrupt::new("the journal is of another pool")),
-            Record::TermBegin { term } => self.space.begin_term(*term),
+            Record::TermBegin { term, node } => self.space.begin_term(*term, node.clone()),
             Record::TermDead { term } => self.space.end_term(*term),
             Record::VolumeCreate { .. }
             | Record::VolumePublish { .. }
@@ -222,13 +222,14 @@ impl State {
         }
     }
 
-    /// Loading: the terms.
-    pub(super) fn load_terms(&mut self, current: Term, alive: &[Term]) -> Result<(), Corrupt> {
-        if alive.iter().any(|term| *term > current || *term == Term(0)) {
-            return Err(Corrupt::new("a term that cannot have begun"));
+    /// Loading: terms that are not known dead, and their nodes.
+    pub(super) fn load_servers(&mut self, servers: Vec<(Term, Name)>) -> Result<(), Corrupt> {
+        for (term, node) in servers {
+            let began = term > Term(0) && term <= self.space.term;
+            if !began || self.space.alive.insert(term, node).is_some() {
+                return Err(Corrupt::new("a term that cannot have begun"));
+            }
         }
-        self.space.term = current;
-        self.space.alive = alive.iter().copied().collect();
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! It is canonical: equal states give equal bytes, whatever their histories, so that the digest of the bytes is the
 //! digest of the state. What can be worked out from the rest (indexes, which blocks are taken) is not written.
 //!
-//! Order of rows: the header; arenas; for each volume its row, deleted snapshots, snapshots, head births, versions;
+//! Order of rows: the header; servers; arenas; for each volume its row, deleted snapshots, snapshots, head births, versions;
 //! sessions with their results; batches of frees, each followed by whom it waits for; the end, with the digest of
 //! everything before. `Loader` is the way back.
 
@@ -33,18 +33,52 @@ const ENTRIES_PER_ROW: usize = 256;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Row {
-    Header { format: u32, pool: PoolId, term: Term, alive: Vec<Term>, open_batch: FreeBatchId },
-    Arena { term: Term, number: u32, touched: u32, backed: Vec<GroupRow> },
+    Header {
+        format: u32,
+        pool: PoolId,
+        term: Term,
+        open_batch: FreeBatchId,
+    },
+    /// Terms whose servers are not known dead, and their nodes.
+    Servers {
+        servers: Vec<(Term, Name)>,
+    },
+    Arena {
+        term: Term,
+        number: u32,
+        touched: u32,
+        backed: Vec<GroupRow>,
+    },
     Volume(Box<VolumeRow>),
-    Dying { epochs: Vec<Epoch> },
-    Snapshots { snapshots: Vec<Snapshot> },
-    Heads { heads: Vec<(Chunk, Epoch)> },
-    Versions { versions: Vec<((Chunk, Epoch), Kept)> },
+    Dying {
+        epochs: Vec<Epoch>,
+    },
+    Snapshots {
+        snapshots: Vec<Snapshot>,
+    },
+    Heads {
+        heads: Vec<(Chunk, Epoch)>,
+    },
+    Versions {
+        versions: Vec<((Chunk, Epoch), Kept)>,
+    },
     Session(Box<SessionRow>),
-    Result { sequence: Sequence, result: StoredResult },
-    Freed { batch: FreeBatchId, volume: VolumeId, extents: Vec<StoreExtent> },
-    Waiting { batch: FreeBatchId, sessions: Vec<SessionId> },
-    End { digest: [u8; 32] },
+    Result {
+        sequence: Sequence,
+        result: StoredResult,
+    },
+    Freed {
+        batch: FreeBatchId,
+        volume: VolumeId,
+        extents: Vec<StoreExtent>,
+    },
+    Waiting {
+        batch: FreeBatchId,
+        sessions: Vec<SessionId>,
+    },
+    End {
+        digest: [u8; 32],
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,17 +123,18 @@ impl Row {
     pub(super) fn rank(&self) -> (u8, u8) {
         match self {
             Self::Header { .. } => (0, 0),
-            Self::Arena { .. } => (1, 0),
-            Self::Volume(_) => (2, 0),
-            Self::Dying { .. } => (2, 1),
-            Self::Snapshots { .. } => (2, 2),
-            Self::Heads { .. } => (2, 3),
-            Self::Versions { .. } => (2, 4),
-            Self::Session(_) => (3, 0),
-            Self::Result { .. } => (3, 1),
-            Self::Freed { .. } => (4, 0),
-            Self::Waiting { .. } => (4, 1),
-            Self::End { .. } => (5, 0),
+            Self::Servers { .. } => (1, 0),
+            Self::Arena { .. } => (2, 0),
+            Self::Volume(_) => (3, 0),
+            Self::Dying { .. } => (3, 1),
+            Self::Snapshots { .. } => (3, 2),
+            Self::Heads { .. } => (3, 3),
+            Self::Versions { .. } => (3, 4),
+            Self::Session(_) => (4, 0),
+            Self::Result { .. } => (4, 1),
+            Self::Freed { .. } => (5, 0),
+            Self::Waiting { .. } => (5, 1),
+            Self::End { .. } => (6, 0),
         }
     }
 }
@@ -146,13 +181,19 @@ impl State {
             format: FORMAT,
             pool: self.pool,
             term: space.term,
-            alive: space.alive.iter().copied().collect(),
             open_batch: space.frees.open.id,
         };
+        let servers = space.alive.iter().map(|(term, node)| (*term, node.clone()));
+        let servers = in_rows(servers, |servers| Row::Servers { servers });
         let arenas = space.arenas.iter().map(|(&(term, number), arena)| arena_row(term, number, arena));
         let volumes = self.volumes.values().flat_map(volume_rows);
         let sessions = self.sessions.iter().flat_map(session_rows);
-        std::iter::once(header).chain(arenas).chain(volumes).chain(sessions).chain(free_rows(&space.frees))
+        std::iter::once(header)
+            .chain(servers)
+            .chain(arenas)
+            .chain(volumes)
+            .chain(sessions)
+            .chain(free_rows(&space.frees))
     }
 }
 

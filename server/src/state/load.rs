@@ -82,9 +82,10 @@ impl Loader {
             self.settle()?;
         }
         match row {
-            Row::Header { format, pool, term, alive, open_batch } => {
-                return self.take_header(format, pool, term, &alive, open_batch);
+            Row::Header { format, pool, term, open_batch } => {
+                return self.take_header(format, pool, term, open_batch);
             }
+            Row::Servers { servers } => return self.state()?.load_servers(servers),
             Row::Volume(row) => self.volume = Some(volume_of(*row)?),
             Row::Session(row) => self.session = Some(session_of(*row)),
             Row::Dying { .. } | Row::Snapshots { .. } | Row::Heads { .. } | Row::Versions { .. } => {
@@ -138,7 +139,6 @@ impl Loader {
         format: u32,
         pool: PoolId,
         term: Term,
-        alive: &[Term],
         open_batch: FreeBatchId,
     ) -> Result<(), Corrupt> {
         if format != FORMAT {
@@ -150,7 +150,7 @@ impl Loader {
             return Err(Corrupt::new("a batch number beyond its limit"));
         }
         let mut state = State::new(pool);
-        state.load_terms(term, alive)?;
+        state.space.term = term;
         state.space.frees = Frees::new(open_batch);
         self.state = Some(state);
         Ok(())

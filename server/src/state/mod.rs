@@ -102,12 +102,17 @@ impl State {
     /// Whether an older term's server cannot do anything any more, as far as the state knows of it.
     #[must_use]
     pub fn is_term_dead(&self, term: Term) -> bool {
-        term < self.space.term && !self.space.alive.contains(&term)
+        term < self.space.term && !self.space.alive.contains_key(&term)
     }
 
     /// Terms before the current one whose servers are not known dead: their arenas are held.
     pub fn older_terms(&self) -> impl Iterator<Item = Term> + '_ {
-        self.space.alive.iter().copied().filter(|term| *term < self.space.term)
+        self.older_servers().map(|(term, _)| term)
+    }
+
+    /// The same with the nodes where they ran, in order.
+    pub fn older_servers(&self) -> impl Iterator<Item = (Term, &Name)> {
+        self.space.alive.range(..self.space.term).map(|(term, node)| (*term, node))
     }
 
     /// Every arena of the store that something was reserved in.
@@ -340,7 +345,16 @@ impl State {
         }
         for (term, bytes) in self.space.held_by_terms() {
             held.bytes += bytes;
-            held.because.push(format!("{bytes} bytes until the server of term {term} is known dead"));
+            // Its own server may be dead and one after it not, which was given its arenas.
+            if let Some((alive, node)) = self.older_servers().find(|(alive, _)| *alive >= term) {
+                let until = format!("until the server of term {alive} on node {node} is known dead");
+                held.because.push(format!("{bytes} bytes {until}"));
+            }
+        }
+        let heads = self.removable_heads().count();
+        if let Some((term, node)) = self.older_servers().next().filter(|_| heads > 0) {
+            let until = format!("until the server of term {term} on node {node} is known dead");
+            held.because.push(format!("the heads of {heads} deleted volumes {until}"));
         }
         held
     }

@@ -114,9 +114,11 @@ pub enum Record {
     TermBegin {
         /// Above every term before.
         term: Term,
+        /// Where its server runs: what an operator who vouches for a lost node says is of these.
+        node: Name,
     },
-    /// The server of `term` is known dead with its I/O returned, and its clients came back or are fenced: its arenas are
-    /// allocated from and punched from now on.
+    /// The server of `term` is known dead with its I/O returned, or its node is fenced, and its clients came back or are
+    /// fenced: its arenas are allocated from and punched from now on.
     TermDead {
         /// Below the current one.
         term: Term,

@@ -4,10 +4,10 @@
 //! may still run may still write in its own. Everything that is given out is backed on disk first, so that a copy-out
 //! does not run out of space half-way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use csnap_proto::ids::{FreeBatchId, Term, VolumeId};
+use csnap_proto::ids::{FreeBatchId, Name, Term, VolumeId};
 use csnap_proto::limits::CHUNK_BYTES_MIN;
 use csnap_proto::units::{BLOCKS_PER_ARENA, Location, StoreExtent};
 
@@ -44,8 +44,8 @@ pub struct Held {
 pub(super) struct Space {
     /// The current one; 0 before the first.
     pub(super) term: Term,
-    /// Terms that began and are not known dead, the current one included.
-    pub(super) alive: BTreeSet<Term>,
+    /// Terms that began and are not known dead, the current one included, with their nodes.
+    pub(super) alive: BTreeMap<Term, Name>,
     pub(super) arenas: BTreeMap<(Term, u32), Arc<Arena>>,
     pub(super) frees: Frees,
 }
@@ -53,7 +53,7 @@ pub(super) struct Space {
 impl Space {
     pub(super) fn new() -> Self {
         let frees = Frees::new(FreeBatchId(1));
-        Self { term: Term(0), alive: BTreeSet::new(), arenas: BTreeMap::new(), frees }
+        Self { term: Term(0), alive: BTreeMap::new(), arenas: BTreeMap::new(), frees }
     }
 
     pub(super) fn open_batch(&self) -> &OpenBatch {
@@ -66,12 +66,12 @@ impl Space {
         term == self.term || (term < self.term && self.alive.range(term..self.term).next().is_none())
     }
 
-    pub(super) fn begin_term(&mut self, term: Term) -> Result<(), Corrupt> {
+    pub(super) fn begin_term(&mut self, term: Term, node: Name) -> Result<(), Corrupt> {
         if term <= self.term {
             return Err(Corrupt::new(format!("term {term} begins after term {}", self.term)));
         }
         self.term = term;
-        self.alive.insert(term);
+        self.alive.insert(term, node);
         // What an older server had under way is not ours; its arenas are not either, until it is known dead.
         self.arenas.values_mut().for_each(|arena| Arc::make_mut(arena).drop_promises());
         Ok(())
@@ -81,7 +81,7 @@ impl Space {
         if term >= self.term {
             return Err(Corrupt::new("the current term cannot be dead"));
         }
-        if self.alive.remove(&term) {
+        if self.alive.remove(&term).is_some() {
             let arenas = self.arenas.range_mut((term, 0)..=(term, u32::MAX));
             arenas.for_each(|(_, arena)| Arc::make_mut(arena).touch_all());
         }

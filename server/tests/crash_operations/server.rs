@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use csnap_proto::message::volume::{FromServer, ToServer};
-use csnap_proto::{Frame, RequestId, Term, Time, WallMillis};
+use csnap_proto::{Frame, Name, RequestId, Term, Time, WallMillis};
 use csnap_server::core::{self, Config, ConnId, Input, Output, ServerCore};
 use csnap_server::replay::StateReplay;
 use csnap_server::state::State;
@@ -96,8 +96,9 @@ impl Server {
         let bench = Workbench::new(&pool, taken.journal).breaking(broken.core);
         let life = bench.show_life().await?.expect("a new term's gate is nobody else's");
         let base = taken.replay.state().digest();
+        let node = Name::new("n1").expect("a good name");
         // Small slices, so that crashes come in between.
-        let config = Config { reap_slice_versions: 2, broken: broken.core, ..Config::default() };
+        let config = Config { reap_slice_versions: 2, broken: broken.core, ..Config::of(node) };
         let core = ServerCore::new(term, config, taken.replay.into_state(), Time(0), WallMillis(0));
         let mut server = Self {
             core,

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::world::{World, range};
+use super::world::{World, name, range};
 use crate::state::{Loader, Record, State};
 
 /// A world with something of everything in it.
@@ -158,7 +158,7 @@ fn records_that_do_not_fit_are_refused() {
         place: crate::state::Kept::Zero,
     };
     let bad = [
-        Record::TermBegin { term: Term(1) },
+        Record::TermBegin { term: Term(1), node: name("n1") },
         Record::TermDead { term: Term(2) },
         Record::VolumePublish { volume },
         Record::VolumeDelete { volume },

@@ -68,7 +68,7 @@ impl World {
             counter: 0,
         };
         world.record(Record::PoolInit { pool: POOL });
-        world.record(Record::TermBegin { term: Term(1) });
+        world.record(Record::TermBegin { term: Term(1), node: name("n1") });
         world
     }
 
@@ -280,7 +280,7 @@ impl World {
     /// Another server takes over: what was promised is forgotten, the older one may still run.
     pub(super) fn next_term(&mut self) {
         let term = self.state.term().next();
-        self.record(Record::TermBegin { term });
+        self.record(Record::TermBegin { term, node: name(format!("n{}", term.0)) });
     }
 
     /// The state as a successor would have it, by each of its ways.

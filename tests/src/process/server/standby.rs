@@ -12,7 +12,7 @@ use csnap_server::work::Workbench;
 use csnap_storage::sim::{SimNode, SimStorage, executor};
 
 use super::{Ended, FOLLOW, LOOK_EVERY, LOOK_ROUND, Phase, Ready, ServerProc, Serving, Standby};
-use crate::sim::{Event, POOL, Sim};
+use crate::sim::{Event, POOL, Sim, node_name};
 
 impl ServerProc {
     pub(super) fn follow(&mut self) {
@@ -75,6 +75,7 @@ impl ServerProc {
             sim.tally.reached("reaping was cut short by a takeover");
         }
         let config = Config {
+            node: node_name(self.host),
             client_lease: sim.plan.client_lease,
             drain_patience: sim.plan.drain_patience,
             // Small, so that takeovers come in between.
