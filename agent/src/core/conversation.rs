@@ -20,6 +20,7 @@ const REPORT_WITHIN: Duration = Duration::from_millis(40);
 const STATUSES_MAX: usize = 1024;
 
 /// Why an exporter is refused.
+const NAMELESS: &str = "the exporter has not introduced itself to its agent yet";
 const ANOTHER_RUNS: &str = "another exporter of this node runs already; stop one of them";
 
 /// Most refused exporters that are known as such: far beyond any number that somebody starts by mistake.
@@ -86,11 +87,13 @@ impl AgentCore {
                 }
             }
             (_, ToAgent::NeedServer { .. }) if self.refused.contains(&peer.process) => {
-                out.push(Output::Send {
-                    conn,
-                    id,
-                    message: FromAgent::Failed { reason: ANOTHER_RUNS.into() },
-                });
+                let message = FromAgent::Failed { reason: ANOTHER_RUNS.into() };
+                out.push(Output::Send { conn, id, message });
+            }
+            // Were it to die now, nobody would know what to declare.
+            (_, ToAgent::NeedServer { .. }) if self.exporter.is_nameless(peer.process) => {
+                let message = FromAgent::Failed { reason: NAMELESS.into() };
+                out.push(Output::Send { conn, id, message });
             }
             (_, ToAgent::NeedServer { suspect }) => {
                 if suspect != Term(0) && self.child.serving_term() == Some(suspect) {

@@ -237,6 +237,11 @@ impl Exporter {
         }
     }
 
+    /// Whether this is our exporter, and it has not said hello.
+    pub(super) fn is_nameless(&self, process: Process) -> bool {
+        matches!(&self.state, State::Up(up) if up.process == process && up.instance.is_none())
+    }
+
     pub(super) fn process(&self) -> Option<Process> {
         match &self.state {
             State::Up(up) => Some(up.process),

@@ -298,6 +298,28 @@ fn a_second_exporter_gets_no_way_to_the_server_and_is_not_forgotten() {
 }
 
 #[test]
+fn an_exporter_gets_no_way_to_the_server_before_it_can_be_declared() {
+    let mut world = alone();
+    let first = world.nodes[0].exporter.expect("runs");
+    world.end(0, first);
+    world.run_until(STARTED, "another exporter", |world| world.nodes[0].exporters_started == 2);
+    let second = world.nodes[0].exporter.expect("just started");
+    let ask = |world: &mut World| {
+        let conn = world.connect(0, second);
+        let message = ToAgent::NeedServer { suspect: Term(0) };
+        world.step(0, Input::Received { conn, id: RequestId(1), message });
+        conn
+    };
+    let early = ask(&mut world);
+    assert!(matches!(world.answers(0, early)[..], [FromAgent::Failed { .. }]));
+    world.run(STARTED);
+    let before = world.nodes[0].handed_out.len();
+    ask(&mut world);
+    world.run(FAST);
+    assert_eq!(world.nodes[0].handed_out.len(), before + 1);
+}
+
+#[test]
 fn an_exporter_that_runs_already_is_taken_rather_than_another_started() {
     let mut world = alone();
     let first = world.nodes[0].exporter.expect("runs");
