@@ -35,7 +35,7 @@ pub struct CoreConfig {
     pub attach: Attach,
     /// Bound of the cache of known-unique chunks, bytes; see [`UNIQUE_CACHE_BYTES`].
     pub unique_cache_bytes: usize,
-    /// Written bytes after which writeback is started, so that drains stay short; 0 for never.
+    /// Fewest written bytes after which writeback is started, so that drains stay short; 0 for never.
     pub writeback_bytes: u64,
     /// Deliberate breaks, for tests of the tests.
     pub canaries: Canaries,

@@ -80,6 +80,7 @@ impl ClientCore {
             Stop::Open if self.config.canaries.has(Canary::DrainWithoutSync) => Stop::Draining { advice },
             Stop::Open => {
                 let io = self.start_io(IoFor::Sync(SyncFor::PreSync), IoOp::HeadSync, out);
+                self.writeback.on_sync_begun();
                 Stop::PreSync { advice, io }
             }
             Stop::PreSync { io, .. } => Stop::PreSync { advice, io },

@@ -31,6 +31,7 @@ mod syncs;
 #[cfg(test)]
 mod tests;
 mod unique;
+mod writeback;
 mod writes;
 
 pub use api::*;
@@ -43,6 +44,7 @@ use reads::{PieceIo, Reads};
 use release::Releasing;
 use session::{Link, Renewal};
 use syncs::{SyncFor, Syncs};
+use writeback::Writeback;
 use writes::{Write, Writes};
 
 /// Most queries of a kind that are unanswered at a time; what comes meanwhile is gathered into the next message. A few,
@@ -71,6 +73,7 @@ pub struct ClientCore {
     writes: Writes,
     stop: Stop,
     syncs: Syncs,
+    writeback: Writeback,
     reads: Reads,
     forgets: Forgets,
     release: Releasing,
@@ -133,6 +136,7 @@ impl ClientCore {
     #[must_use]
     pub fn new(config: CoreConfig) -> Self {
         let unique = UniqueCache::new(config.unique_cache_bytes);
+        let writeback = Writeback::new(config.writeback_bytes);
         Self {
             config,
             link: Link::New,
@@ -148,6 +152,7 @@ impl ClientCore {
             writes: Writes::default(),
             stop: Stop::NotAttached,
             syncs: Syncs::default(),
+            writeback,
             reads: Reads::default(),
             forgets: Forgets::default(),
             release: Releasing::No,
@@ -168,8 +173,8 @@ impl ClientCore {
             Input::ServerServes { term } => self.on_server_serves(term, out),
             Input::Frame { conn, frame } => self.on_frame(now, conn, frame, out),
             Input::Request(request) => self.on_request(request, out),
-            Input::IoDone { io, result } => self.on_io_done(io, result, out),
-            Input::Written { bytes } => self.on_written(bytes, out),
+            Input::IoDone { io, result } => self.on_io_done(now, io, result, out),
+            Input::Written { bytes } => self.writeback.on_written(bytes),
             Input::Tick => {}
         }
         self.on_time(now, out);
@@ -280,7 +285,7 @@ impl ClientCore {
         self.start_io(IoFor::HeadRead(key), op, out);
     }
 
-    fn on_io_done(&mut self, io: IoId, result: Result<(), IoFailure>, out: &mut Vec<Output>) {
+    fn on_io_done(&mut self, now: Time, io: IoId, result: Result<(), IoFailure>, out: &mut Vec<Output>) {
         let Some(whose) = self.ios.remove(&io) else {
             debug_assert!(false, "an I/O returns once");
             return;
@@ -291,7 +296,7 @@ impl ClientCore {
             IoFor::Piece(piece) => self.on_piece_done(piece, result, out),
             IoFor::Write(key) => self.on_write_done(key, result, out),
             IoFor::Sync(sync) => self.on_sync_done(io, sync, result, out),
-            IoFor::Writeback => self.on_writeback_done(result, out),
+            IoFor::Writeback => self.on_writeback_done(now, result, out),
             IoFor::StopFast => self.fast = Fast::Closed,
         }
     }
@@ -308,6 +313,7 @@ impl ClientCore {
         self.go_on_fast(out);
         self.go_on_draining(out);
         self.go_on_writing(now, out);
+        self.write_back(now, out);
         self.go_on_reading(now, out);
         self.go_on_releasing(out);
         self.put_off_until = self.put_off_until.filter(|until| now < *until);

@@ -1,7 +1,9 @@
-//! Flushes, and starting writeback early.
+//! Flushes.
 //!
 //! Invariants: a flush completes only after a sync that began after it came, so everything that completed before it is
 //! covered; a sync that failed is never repeated, the attachment is of no use any more.
+
+use csnap_proto::Time;
 
 use super::{Canary, ClientCore, IoFailure, IoFor, IoId, IoOp, Output, Pending, RequestError, RequestKey};
 
@@ -12,9 +14,6 @@ pub(super) struct Syncs {
     /// Satisfied by the one under way.
     running: Vec<RequestKey>,
     io: Option<IoId>,
-    /// Bytes written since writeback was last started.
-    dirty_bytes: u64,
-    writing_back: bool,
 }
 
 /// What a sync is for.
@@ -40,6 +39,7 @@ impl ClientCore {
     fn start_flush(&mut self, out: &mut Vec<Output>) {
         if self.syncs.io.is_none() && !self.syncs.waiting.is_empty() {
             self.syncs.running = std::mem::take(&mut self.syncs.waiting);
+            self.writeback.on_sync_begun();
             self.syncs.io = Some(self.start_io(IoFor::Sync(SyncFor::Flush), IoOp::HeadSync, out));
         }
     }
@@ -70,19 +70,20 @@ impl ClientCore {
         }
     }
 
-    /// Counts dirty data and starts writeback, one at a time, when there is enough of it.
-    pub(super) fn on_written(&mut self, bytes: u64, out: &mut Vec<Output>) {
-        self.syncs.dirty_bytes = self.syncs.dirty_bytes.saturating_add(bytes);
-        let bound = self.config.writeback_bytes;
-        if bound > 0 && self.syncs.dirty_bytes >= bound && !self.syncs.writing_back && self.end.is_none() {
-            self.syncs.dirty_bytes = 0;
-            self.syncs.writing_back = true;
+    /// Starts writeback if enough was written.
+    pub(super) fn write_back(&mut self, now: Time, out: &mut Vec<Output>) {
+        if self.end.is_none() && self.writeback.begin_if_due(now) {
             self.start_io(IoFor::Writeback, IoOp::Writeback, out);
         }
     }
 
-    pub(super) fn on_writeback_done(&mut self, result: Result<(), IoFailure>, out: &mut Vec<Output>) {
-        self.syncs.writing_back = false;
+    pub(super) fn on_writeback_done(
+        &mut self,
+        now: Time,
+        result: Result<(), IoFailure>,
+        out: &mut Vec<Output>,
+    ) {
+        self.writeback.on_done(now);
         if let Err(failure) = result {
             self.fail(poison(failure), out);
         }

@@ -284,7 +284,7 @@ impl ClientCore {
         self.writes.in_flight -= 1;
         let write = self.write(key);
         let (len, fua) = (write.request.len, write.fua());
-        self.on_written(len, out);
+        self.writeback.on_written(len);
         match result {
             Ok(()) if fua && self.end.is_none() => self.begin_flush(key, out),
             result => self.complete(key, result.map_err(RequestError::from), out),

@@ -35,7 +35,7 @@ pub struct ClientConfig {
     pub instance: InstanceId,
     /// Bound of the cache of known-unique chunks of one volume, bytes.
     pub unique_cache_bytes: usize,
-    /// Written bytes after which writeback is started; 0 for never.
+    /// Fewest written bytes after which writeback is started; 0 for never.
     pub writeback_bytes: u64,
     /// Deliberate breaks, for tests of the tests.
     pub canaries: Canaries,
