@@ -16,6 +16,10 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 /// Versions reaped in one slice: about a millisecond of work, a record of some 20 KiB.
 pub(super) const REAP_SLICE_VERSIONS: usize = 2048;
 
+/// Records of one slice: what a small snapshot needs from its first version to its sealed batch, so that many deletes in a
+/// row do not wait for many syncs each.
+const REAP_SLICE_RECORDS: usize = 6;
+
 /// Extents punched in one go: some 10 ms of a plain disk.
 const PUNCH_SLICE_EXTENTS: usize = 64;
 
@@ -55,10 +59,7 @@ impl ServerCore {
             return;
         }
         self.background.due = false;
-        if let Some(record) = self.state.next_reap(self.config.reap_slice_versions) {
-            self.record(record);
-            self.grants.space_came_back();
-        }
+        self.reap_slice();
         self.free_confirmed();
         if !self.background.punching
             && let Some(extents) = self.state.next_punch(PUNCH_SLICE_EXTENTS)
@@ -86,6 +87,25 @@ impl ServerCore {
                 self.pipeline.then(Output::RemoveHead { volume });
             } else {
                 self.on_head_removed(volume); // An adopted origin is its owner's.
+            }
+        }
+    }
+
+    /// Takes a slice of versions out of the map, of one deleted snapshot or of several small ones.
+    fn reap_slice(&mut self) {
+        let mut budget = self.config.reap_slice_versions;
+        for _ in 0..REAP_SLICE_RECORDS {
+            let Some(record) = self.state.next_reap(budget) else { return };
+            if let Record::Reaped { dead, .. } = &record {
+                // A search that found nothing used up the slice as well.
+                let found: u64 = dead.iter().map(|run| run.range.count).sum();
+                let found = usize::try_from(found).unwrap_or(usize::MAX);
+                budget = if found == 0 { 0 } else { budget.saturating_sub(found) };
+            }
+            self.record(record);
+            self.grants.space_came_back();
+            if budget == 0 {
+                return;
             }
         }
     }
