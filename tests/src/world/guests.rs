@@ -184,7 +184,7 @@ impl World {
             return LOOK_AGAIN;
         }
         let snapshot = if reads {
-            let Some(token) = self.choose_snapshot(volume) else { return TRY_AGAIN };
+            let Some(token) = self.live_snapshot(volume) else { return TRY_AGAIN };
             Some(token)
         } else {
             None
@@ -199,16 +199,6 @@ impl World {
         (guest.snapshot, guest.since) = (snapshot, since);
         guest.requests_left = requests_left;
         LOOK_AGAIN
-    }
-
-    fn choose_snapshot(&mut self, volume: usize) -> Option<RequestToken> {
-        let snapshots = &self.sim.model.volumes[volume].snapshots;
-        let live: Vec<RequestToken> = snapshots
-            .iter()
-            .filter(|(_, s)| s.life == Life::Live && s.renamed.is_none())
-            .map(|(token, _)| *token)
-            .collect();
-        if live.is_empty() { None } else { Some(live[self.sim.rng.index(live.len())]) }
     }
 
     /// An attachment that failed is released, and another one made.

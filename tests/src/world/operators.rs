@@ -211,7 +211,8 @@ impl World {
         token
     }
 
-    fn live_snapshot(&mut self, volume: usize) -> Option<RequestToken> {
+    /// Any of the volume's snapshots that nobody renamed or deletes.
+    pub(super) fn live_snapshot(&mut self, volume: usize) -> Option<RequestToken> {
         let snapshots = &self.sim.model.volumes[volume].snapshots;
         let live: Vec<RequestToken> = snapshots
             .iter()
