@@ -48,7 +48,7 @@ use writeback::Writeback;
 use writes::{Write, Writes};
 
 /// Most queries of a kind that are unanswered at a time; what comes meanwhile is gathered into the next message. A few,
-/// so that depth is not serialised behind one round trip; not many, so that batches form under load.
+/// so that nothing is serialised behind a slow answer; not many, so that batches form under load.
 const QUERIES_IN_FLIGHT_MAX: usize = 4;
 
 /// Pause before queries go on when the server put one off (busy, timed out).
@@ -185,7 +185,8 @@ impl ClientCore {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let put_off = self.put_off_until.filter(|_| self.link.ready().is_some());
-        [self.link_deadline(), put_off].into_iter().flatten().min()
+        let query = self.writes_deadline().map(|at| self.put_off_until.map_or(at, |until| until.max(at)));
+        [self.link_deadline(), put_off, query].into_iter().flatten().min()
     }
 
     /// Messages sent and received since the start, by name.

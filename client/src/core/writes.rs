@@ -1,10 +1,12 @@
 //! Which write may be issued, and asking for what it lacks.
 //!
 //! A write, trim or write-zeroes whose chunks are all unique goes at once. Otherwise its missing chunks are asked for, many
-//! requests a message; it is issued as a whole when all are granted, and fails as a whole, before any of it is written, when
+//! requests a message: what comes while a message is unanswered gathers for the next, because copying out thirty chunks
+//! takes the server hardly longer than one. Only a message that is full, or late, does not hold the next one up. A write is issued as a whole when all are granted, and fails as a whole, before any of it is written, when
 //! one is refused. Grants count only in the epoch and outside of drains: what comes then is thrown away and asked anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use csnap_proto::limits::{CHUNKS_PER_MESSAGE_MAX, RANGES_PER_MESSAGE_MAX};
 use csnap_proto::message::operate::{Refusal, RefusalKind};
@@ -16,12 +18,18 @@ use super::{
     RequestKey,
 };
 
+/// An answer that takes longer is late: ten times what a copy-out takes on a disk that is not slow.
+pub(super) const LATE: Duration = Duration::from_millis(10);
+
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     /// Not issued, and something of them is still to be asked for. Keys grow, so this is the order of arrival.
     waiting: BTreeSet<RequestKey>,
     /// Asked for, by message.
     queries: BTreeMap<RequestId, Vec<Part>>,
+    /// When the youngest of them was sent, and whether anything more fitted it.
+    asked_at: Time,
+    filled: bool,
     /// I/O on the head that changes it.
     pub(super) in_flight: usize,
     /// Chunks got unique since the waiting ones were last looked up.
@@ -66,6 +74,16 @@ impl Write {
 }
 
 impl Writes {
+    /// From when on another query may go beside those that are unanswered; `None` if there are too many.
+    fn next_query_at(&self) -> Option<Time> {
+        match self.queries.len() {
+            0 => Some(Time(0)),
+            QUERIES_IN_FLIGHT_MAX.. => None,
+            _ if self.filled => Some(Time(0)),
+            _ => Some(self.asked_at.after(LATE)),
+        }
+    }
+
     /// Nothing is asked for any more: all of it waits.
     fn take_back(&mut self) {
         let parts = std::mem::take(&mut self.queries).into_values().flatten();
@@ -110,14 +128,18 @@ impl ClientCore {
         if std::mem::take(&mut self.writes.look_again) {
             self.issue_known(out);
         }
-        while !self.is_put_off(now)
+        while !self.is_put_off(now) && self.writes_deadline().is_some_and(|from| from <= now) {
+            self.query(now, out);
+        }
+    }
+
+    /// When the next query is to go, if nothing but time is in its way.
+    pub(super) fn writes_deadline(&self) -> Option<Time> {
+        let is_wanted = self.may_issue()
             && self.may_take_grants()
             && self.link.ready().is_some()
-            && self.writes.queries.len() < QUERIES_IN_FLIGHT_MAX
-            && !self.writes.waiting.is_empty()
-        {
-            self.query(out);
-        }
+            && !self.writes.waiting.is_empty();
+        if is_wanted { self.writes.next_query_at() } else { None }
     }
 
     /// Issues every waiting write of which nothing is asked for and all is known to be unique.
@@ -140,7 +162,7 @@ impl ClientCore {
     }
 
     /// Sends one message for as many waiting writes as fit.
-    fn query(&mut self, out: &mut Vec<Output>) {
+    fn query(&mut self, now: Time, out: &mut Vec<Output>) {
         let mut parts: Vec<Part> = Vec::new();
         let mut budget = Budget { ranges: RANGES_PER_MESSAGE_MAX, chunks: CHUNKS_PER_MESSAGE_MAX };
         while let Some(&key) = self.writes.waiting.first() {
@@ -167,6 +189,8 @@ impl ClientCore {
         let ranges = union(parts.iter().flat_map(|part| &part.ranges).copied());
         let id = self.send(ToServer::QueryWrite { ranges }, out).expect("the caller saw a connection");
         self.writes.queries.insert(id, parts);
+        self.writes.asked_at = now;
+        self.writes.filled = budget.ranges == 0 || budget.chunks == 0;
     }
 
     fn look_up(&mut self, key: RequestKey) {

@@ -1,5 +1,6 @@
 //! Writes, grants and flushes.
 
+use super::super::writes::LATE;
 use super::*;
 
 #[test]
@@ -28,17 +29,29 @@ fn the_first_write_costs_two_messages_and_the_second_none() {
 }
 
 #[test]
-fn concurrent_writes_share_messages_and_the_depth_is_not_serialised() {
+fn writes_that_come_while_a_message_is_unanswered_share_the_next() {
     let mut rig = writer(false);
-    let mut queries = Vec::new();
-    for chunk in 0..32 {
-        queries.extend(sent(&rig.write(chunk * 2, 1)));
+    let (first, _) = one_sent(&rig.write(0, 1));
+    for chunk in 1..32 {
+        assert_eq!(sent(&rig.write(chunk * 2, 1)), []);
     }
-    assert_eq!(queries.len(), QUERIES_IN_FLIGHT_MAX);
-    let out = rig.grant(queries[0].0, 1, &[0]);
-    let (_, message) = one_sent(&out);
+    let (_, message) = one_sent(&rig.grant(first, 1, &[0]));
     let ToServer::QueryWrite { ranges } = message else { panic!("{message:?}") };
-    assert_eq!(ranges.len(), 32 - QUERIES_IN_FLIGHT_MAX);
+    assert_eq!(ranges.len(), 31);
+}
+
+#[test]
+fn a_late_answer_holds_up_no_other_write() {
+    let mut rig = writer(false);
+    let mut asked = sent(&rig.write(0, 1)).len();
+    for chunk in 1..32 {
+        rig.write(chunk * 2, 1);
+        let late = rig.core.next_deadline().expect("an answer is late one day");
+        let late = late.since(rig.now).min(LATE);
+        asked += sent(&rig.after(u64::try_from(late.as_millis()).expect("short"))).len();
+    }
+    assert_eq!(asked, QUERIES_IN_FLIGHT_MAX);
+    assert!(rig.core.next_deadline().is_some_and(|next| next > rig.now), "it does not spin");
 }
 
 #[test]
@@ -80,16 +93,16 @@ fn a_write_with_a_chunk_without_space_fails_before_any_of_it_is_written() {
 #[test]
 fn a_refused_batch_is_asked_again_one_by_one() {
     let mut rig = writer(false);
-    for chunk in 0..QUERIES_IN_FLIGHT_MAX as u64 + 2 {
+    for chunk in 0..3 {
         rig.write(chunk * 10, 1);
     }
     let first: Vec<RequestId> = rig.core.writes_asked();
     let (batch, _) = one_sent(&rig.grant(first[0], 1, &[0]));
     let refusal = Refusal::new(RefusalKind::Media, "unreadable");
     let (alone, message) = one_sent(&rig.frame(batch, FromServer::Refused(refusal.clone())));
-    assert_eq!(message, ToServer::QueryWrite { ranges: vec![range(40, 1)] });
+    assert_eq!(message, ToServer::QueryWrite { ranges: vec![range(10, 1)] });
     let out = rig.frame(alone, FromServer::Refused(refusal.clone()));
-    assert_eq!(completed(&out), [(5, Err(RequestError::Refused(refusal)))]);
+    assert_eq!(completed(&out), [(2, Err(RequestError::Refused(refusal)))]);
     one_sent(&out);
 }
 
