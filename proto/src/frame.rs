@@ -29,7 +29,7 @@ const MAGIC: [u8; 4] = *b"CSNP";
 /// Version of the framing and the messages.
 ///
 /// 1: the first.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;

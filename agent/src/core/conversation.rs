@@ -19,8 +19,10 @@ const REPORT_WITHIN: Duration = Duration::from_millis(40);
 /// Most questions for a status that wait at once.
 const STATUSES_MAX: usize = 1024;
 
-/// Why an exporter is refused.
+/// Why an exporter has to wait for its first answer.
 const NAMELESS: &str = "the exporter has not introduced itself to its agent yet";
+
+/// Why an exporter is refused.
 const ANOTHER_RUNS: &str = "another exporter of this node runs already; stop one of them";
 
 /// Most refused exporters that are known as such: far beyond any number that somebody starts by mistake.

@@ -17,7 +17,7 @@ use super::seal::Seal;
 use super::{journal, names, segment};
 
 /// The version of everything below the pool's root that this program reads and writes. Version 1: the first.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Size of a journal segment unless the pool says otherwise, bytes: tens of thousands of grants, and written as zeros
 /// in a fraction of a second.
@@ -352,9 +352,11 @@ mod tests {
         let text = toml.to_text();
         assert!(text.len().is_multiple_of(BLOCK_BYTES));
         assert_eq!(PoolToml::from_text(text.as_bytes()), Ok(toml));
-        let newer = text.replace("format = 1", "format = 2\nunheard_of = true");
-        assert_eq!(PoolToml::from_text(newer.as_bytes()), Err(PoolError::Format { found: 2 }));
-        for bad in ["", "format = 1", "\u{0}", "format = 1\nid = \"ääääääääääääääää\""] {
+        for found in [i64::from(FORMAT) - 1, i64::from(FORMAT) + 1] {
+            let other = text.replace("format = 2", &format!("format = {found}\nunheard_of = true"));
+            assert_eq!(PoolToml::from_text(other.as_bytes()), Err(PoolError::Format { found }));
+        }
+        for bad in ["", "format = 2", "\u{0}", "format = 2\nid = \"ääääääääääääääää\""] {
             assert!(matches!(PoolToml::from_text(bad.as_bytes()), Err(PoolError::Damaged(_))), "{bad}");
         }
         let segments = text.replace("segment_bytes = 16777216", "segment_bytes = 16777217");
