@@ -5,15 +5,18 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use csnap_proto::frame::VERSION;
+
 use super::cluster::{Cluster, is_alive};
 use super::writer::Writer;
 
 /// What a hostile peer might send first.
 fn garbage() -> Vec<Vec<u8>> {
-    let mut frame = b"CSNP\x01\x01\x00\x00".to_vec();
+    let begun = || [&b"CSNP"[..], &[VERSION, 1, 0, 0]].concat();
+    let mut frame = begun();
     frame.extend_from_slice(&u32::MAX.to_le_bytes());
     frame.extend_from_slice(&[0xff; 64]);
-    let mut short = b"CSNP\x01\x01\x00\x00".to_vec();
+    let mut short = begun();
     short.extend_from_slice(&16u32.to_le_bytes());
     short.extend_from_slice(&[0; 40]);
     let mut option = b"\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x07".to_vec();
