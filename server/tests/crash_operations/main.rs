@@ -19,18 +19,13 @@ mod explore;
 mod frozen;
 mod history;
 mod model;
+#[path = "../seeds/mod.rs"]
+mod seeds;
 mod server;
 
 use explore::{Options, Seen, explore};
+use seeds::seeds;
 use server::Broken;
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("CSNAP_CRASH_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CSNAP_CRASH_SEEDS").unwrap_or(default),
-    }
-}
 
 /// States of creating and deleting volumes and snapshots that the default number of histories must come to.
 const CREATE_AND_DELETE_MIN: u64 = 2000;

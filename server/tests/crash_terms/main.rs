@@ -15,19 +15,14 @@ mod every_await;
 mod ledger;
 mod life;
 mod pools;
+#[path = "../seeds/mod.rs"]
+mod seeds;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use seeds::seeds;
 use world::{Options, explore};
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("CSNAP_CRASH_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CSNAP_CRASH_SEEDS").unwrap_or(default),
-    }
-}
 
 fn explore_all(options: &Options, default_seeds: u64) -> usize {
     let mut states = BTreeSet::new();
