@@ -14,7 +14,7 @@ use super::reader::{Cursor, Reader};
 use super::seal::{Base, Carried, CheckpointName, Seal};
 use super::state::{self, End, Plan, Span};
 use super::tail::evidence_behind;
-use super::{Corrupt, Position, Replay, TermError, checkpoint, names, takeover};
+use super::{Corrupt, Position, Replay, TermError, checkpoint, names};
 
 /// Attempts at reading a state whose files are deleted meanwhile by a term that goes on.
 const LOADS_MAX: usize = 8;
@@ -82,7 +82,7 @@ impl<S: Storage, R: Replay> Follower<S, R> {
     pub async fn advance(&mut self) -> Result<Followed, TermError> {
         let mut tried = None;
         loop {
-            let newest = takeover::highest_sealed(&self.pool).await?;
+            let newest = state::highest_sealed(&self.pool).await?;
             match self.follow(newest).await {
                 // What was missing or damaged may have been deleted: then there is a later term to follow.
                 Err(TermError::Corrupt(_) | TermError::Storage(StorageError::NotFound { .. }))

@@ -34,8 +34,8 @@ use csnap_storage::BLOCK_BYTES;
 pub const HEADER_BYTES: usize = 128;
 /// Largest batch, bytes: thousands of grants; and what a term may have to carry over from the one before it.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
-/// Largest body, bytes: a Seal that carries the largest batch.
-pub const BODY_BYTES_MAX: usize = BATCH_BYTES_MAX + crate::term::seal::SEAL_BYTES;
+/// Largest body, bytes: a Seal that carries the largest batch. The Seal's own part is checked beside its layout.
+pub const BODY_BYTES_MAX: usize = BATCH_BYTES_MAX + 144;
 /// Largest frame with its padding, bytes.
 pub const FRAME_BYTES_MAX: usize = padded(BODY_BYTES_MAX);
 

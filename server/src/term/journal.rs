@@ -8,7 +8,6 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use csnap_proto::Term;
 use csnap_storage::{Storage, StorageError};
 
@@ -333,9 +332,4 @@ impl<S: Storage> Drop for Preparing<'_, S> {
     fn drop(&mut self) {
         self.0.state.borrow_mut().preparing = false;
     }
-}
-
-/// The bytes of a frame at the very start of a journal, for making term 0.
-pub(super) fn first_frame(place: &Place, seal: &Seal) -> Bytes {
-    frame::encode(place, Kind::Seal, 0, Hash::default(), &seal.encode()).0
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::canary::Canaries;
 use super::frame::{BATCH_BYTES_MAX, FRAME_BYTES_MAX, File, Place};
 use super::seal::Seal;
-use super::{journal, names, segment};
+use super::{names, segment};
 
 /// The version of everything below the pool's root that this program reads and writes. Version 1: the first.
 pub const FORMAT: u32 = 2;
@@ -237,7 +237,7 @@ async fn make_term_0<S: Storage>(storage: &S, maker: PoolId, toml: &PoolToml) ->
     let gate = Bytes::from_static(&[0; BLOCK_BYTES]);
     publish(storage, maker, &directory, &names::gate(term), gate).await?;
     let place = Place { pool: toml.id, term, file: File::Journal, number: 0, offset: 0 };
-    let first = journal::first_frame(&place, &Seal::default());
+    let first = Seal::default().first_frame(&place);
     publish(storage, maker, &directory, &names::journal(term, 0), first).await?;
     for index in 0..segment::SET_ASIDE {
         let path = names::set_aside(term, index);

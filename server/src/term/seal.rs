@@ -28,11 +28,13 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use csnap_proto::Term;
 
-use super::frame::{BATCH_BYTES_MAX, Hash};
+use super::frame::{self, BATCH_BYTES_MAX, BODY_BYTES_MAX, Hash, Kind, Place};
 use super::{Corrupt, Position};
 
 /// Bytes of the record without a carried batch.
 pub const SEAL_BYTES: usize = 144;
+
+const _: () = assert!(SEAL_BYTES + BATCH_BYTES_MAX == BODY_BYTES_MAX);
 
 const HAS_BASE: u32 = 1;
 const HAS_CHECKPOINT: u32 = 2;
@@ -110,6 +112,11 @@ impl Seal {
         out.put_slice(&self.carried.as_ref().map_or(Hash::default(), |carried| carried.hash).0);
         out.put_slice(carried);
         out.freeze()
+    }
+
+    /// The first frame of a journal, at its `place`, with its padding.
+    pub(super) fn first_frame(&self, place: &Place) -> Bytes {
+        frame::encode(place, Kind::Seal, 0, Hash::default(), &self.encode()).0
     }
 
     /// Takes apart the body of a Seal or Segment frame of `term`. The frame was valid, so a refusal means another version or

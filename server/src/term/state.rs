@@ -78,6 +78,25 @@ pub async fn is_sealed<S: Storage>(pool: &Pool<S>, term: Term) -> Result<bool, T
     Err(Corrupt::at("a first segment without a valid first record", names::term_dir(term)).into())
 }
 
+/// The highest term with a valid Seal. A directory without one is never a start: it may be an orphan beside the chain.
+pub async fn highest_sealed<S: Storage>(pool: &Pool<S>) -> Result<Term, TermError> {
+    let mut listed = Vec::new();
+    loop {
+        let terms = names::terms(&pool.storage).await?;
+        for term in terms.iter().rev() {
+            if is_sealed(pool, *term).await? {
+                return Ok(*term);
+            }
+        }
+        if terms == listed {
+            let what = "no term has a valid Seal, not even the one made with the pool";
+            return Err(Corrupt::at(what, names::TERMS).into());
+        }
+        // A term that began after the listing may have deleted the journals of all that are on it.
+        listed = terms;
+    }
+}
+
 /// Whether whoever reads in `segment` of `term` can read on from there, now or later: neither it nor what follows it
 /// was deleted.
 pub(super) async fn line_goes_on<S: Storage>(

@@ -20,7 +20,7 @@ use super::gate::{self, Gate};
 use super::journal::Journal;
 use super::pool::Pool;
 use super::seal::Seal;
-use super::state::is_sealed;
+use super::state::{highest_sealed, is_sealed};
 use super::successor::{self, Claim};
 use super::{Corrupt, Replay, TermError, names, segment};
 
@@ -128,25 +128,6 @@ async fn start_of_walk<S: Storage>(pool: &Pool<S>, term: Term) -> Result<Term, T
         return Err(TermError::Deposed(term));
     }
     Ok(start)
-}
-
-/// The highest term with a valid Seal. A directory without one is never a start: it may be an orphan beside the chain.
-pub async fn highest_sealed<S: Storage>(pool: &Pool<S>) -> Result<Term, TermError> {
-    let mut listed = Vec::new();
-    loop {
-        let terms = names::terms(&pool.storage).await?;
-        for term in terms.iter().rev() {
-            if is_sealed(pool, *term).await? {
-                return Ok(*term);
-            }
-        }
-        if terms == listed {
-            let what = "no term has a valid Seal, not even the one made with the pool";
-            return Err(Corrupt::at(what, names::TERMS).into());
-        }
-        // A term that began after the listing may have deleted the journals of all that are on it.
-        listed = terms;
-    }
 }
 
 /// Step 2: walks the chain from `start` to its end and makes `term` the end's successor. Everything that is walked over is
