@@ -17,10 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::State;
 use super::arena::{Arena, GROUP_BLOCKS, GroupBits};
 use super::free::Frees;
-use super::reap::Reaping;
 use super::record::{Attached, Kept, Origin};
 use super::session::{Session, StoredResult};
-use super::volume::{Snapshot, Volume};
+use super::volume::{Reaping, Snapshot, Volume};
 
 /// Largest piece of a checkpoint, bytes.
 pub const PIECE_BYTES_MAX: usize = 256 << 10;

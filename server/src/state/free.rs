@@ -12,7 +12,6 @@ use csnap_proto::ids::{FreeBatchId, SessionId, VolumeId};
 use csnap_proto::units::StoreExtent;
 
 use super::Corrupt;
-use super::reap::push_extent;
 
 /// Extents after which the open batch is closed: what is told to clients in one message stays far below a frame.
 const BATCH_EXTENTS_MAX: usize = 8192;
@@ -156,5 +155,18 @@ impl Frees {
             self.sealed.get_mut(&id).ok_or_else(|| Corrupt::new("waiting for a batch that is not there"))?;
         batch.waiting.extend(sessions);
         Ok(())
+    }
+}
+
+/// Appends an extent, joining it to the last where it follows that.
+pub(super) fn push_extent(extents: &mut Vec<StoreExtent>, next: StoreExtent) {
+    match extents.last_mut() {
+        Some(last)
+            if (last.at.term, last.at.arena) == (next.at.term, next.at.arena)
+                && last.at.block + last.blocks == next.at.block =>
+        {
+            last.blocks += next.blocks;
+        }
+        _ => extents.push(next),
     }
 }

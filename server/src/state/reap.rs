@@ -12,21 +12,14 @@
 
 use csnap_proto::ids::{Epoch, FreeBatchId, VolumeId};
 use csnap_proto::units::{Chunk, ChunkRange, StoreExtent};
-use serde::{Deserialize, Serialize};
 
+use super::free::push_extent;
 use super::record::{DeadRun, Kept, RUNS_PER_RECORD_MAX, ReapCursor, Record};
-use super::volume::Volume;
+use super::volume::{Reaping, Volume};
 use super::{Corrupt, State};
 
 /// Pages of births that one slice looks at, at most: when nothing dies, this bounds its work.
 const PAGES_PER_SLICE_MAX: usize = 256;
-
-/// The snapshot of a volume that is being reaped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Reaping {
-    pub(super) snapshot: Epoch,
-    pub(super) next: ReapCursor,
-}
 
 impl State {
     /// The next slice of background work, if there is any: versions to reap, at most `versions` of them, or a batch
@@ -170,23 +163,5 @@ impl Volume {
         std::sync::Arc::make_mut(&mut self.dying).remove(&snapshot);
         self.reaping = None;
         Ok(())
-    }
-
-    pub(super) fn check_range(&self, range: ChunkRange) -> Result<(), Corrupt> {
-        let inside = range.checked_end().is_some_and(|end| end.0 <= self.chunks());
-        if inside { Ok(()) } else { Err(Corrupt::new("chunks beyond the end of the volume")) }
-    }
-}
-
-/// Appends an extent, joining it to the last where it follows that.
-pub(super) fn push_extent(extents: &mut Vec<StoreExtent>, next: StoreExtent) {
-    match extents.last_mut() {
-        Some(last)
-            if (last.at.term, last.at.arena) == (next.at.term, next.at.arena)
-                && last.at.block + last.blocks == next.at.block =>
-        {
-            last.blocks += next.blocks;
-        }
-        _ => extents.push(next),
     }
 }

@@ -13,8 +13,7 @@ use csnap_proto::units::{BLOCKS_PER_ARENA, Location, StoreExtent};
 
 use super::Corrupt;
 use super::arena::{Arena, GROUP_BLOCKS, Mark};
-use super::free::{Frees, OpenBatch};
-use super::reap::push_extent;
+use super::free::{Frees, OpenBatch, push_extent};
 use super::record::{RUNS_PER_RECORD_MAX, extent_fits_arena};
 
 /// A group with fewer blocks to gain, 1 MiB, is not worth a reservation of its own: the store grows elsewhere.

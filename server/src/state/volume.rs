@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use csnap_proto::ids::{Epoch, Name, RequestToken, SessionId, VolumeId};
-use csnap_proto::units::{ChunkSize, WallMillis};
+use csnap_proto::units::{ChunkRange, ChunkSize, WallMillis};
 use serde::{Deserialize, Serialize};
 
 use super::Corrupt;
 use super::map::ChunkMap;
-use super::reap::Reaping;
 use super::record::{Kept, Origin, ReapCursor};
 
 /// Epochs stay below this, so that the next one always exists: a snapshot every microsecond for nine years.
@@ -110,6 +109,13 @@ fn no_snapshot() -> Corrupt {
     Corrupt::new("no such snapshot")
 }
 
+/// The snapshot of a volume that is being reaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Reaping {
+    pub(super) snapshot: Epoch,
+    pub(super) next: ReapCursor,
+}
+
 /// A volume.
 #[derive(Clone, Debug)]
 pub struct Volume {
@@ -142,6 +148,11 @@ impl Volume {
     #[must_use]
     pub fn chunks(&self) -> u64 {
         self.chunk.chunks_in(self.size_bytes)
+    }
+
+    pub(super) fn check_range(&self, range: ChunkRange) -> Result<(), Corrupt> {
+        let inside = range.checked_end().is_some_and(|end| end.0 <= self.chunks());
+        if inside { Ok(()) } else { Err(Corrupt::new("chunks beyond the end of the volume")) }
     }
 
     pub(super) fn create_snapshot(&mut self, snapshot: Snapshot) -> Result<(), Corrupt> {
