@@ -67,6 +67,9 @@ class System:
         fields = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in self.pids()]
         return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
+    def settle(self):
+        """Until nothing of what was asked for is still being done."""
+
     def spawn(self, command):
         log = open(self.work / "log", "ab")
         self.process = subprocess.Popen(command, stdout=log, stderr=log)

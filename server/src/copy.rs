@@ -10,12 +10,17 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use csnap_proto::limits::CHUNK_BYTES_MIN;
-use csnap_proto::{Chunk, ChunkRange, Location, Term, VolumeId};
+use csnap_proto::{Chunk, ChunkRange, Location, StoreExtent, Term, VolumeId};
 use csnap_storage::{Access, Storage, StorageError};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::core::canary::{Broken, Canary};
 use crate::core::{CopyError, CopyOut};
 use crate::state::Origin;
+
+/// Runs of one copy-out that are read side by side. On a cold disk each read is a seek, and a queue this deep keeps any
+/// device busy; at most the bytes of one copy-out wait to be written.
+const READS_AT_ONCE: usize = 64;
 
 /// Path of an arena of the store.
 #[must_use]
@@ -97,15 +102,19 @@ impl<S: Storage> Files<S> {
     }
 }
 
-/// Does one copy-out: reads every run, writes what is not zero, syncs each arena that was written. The runs that were
-/// all zeros.
+/// Does one copy-out: reads the runs, [`READS_AT_ONCE`] side by side, writes what is not zero in their order, syncs each
+/// arena that was written. The runs that were all zeros.
 pub async fn copy_out<S: Storage>(files: &Files<S>, job: &CopyOut) -> Result<Vec<ChunkRange>, Failure> {
     let origin = |error: StorageError| Failure::Refused(CopyError::Origin(error.to_string()));
     let head = files.head(job.volume, &job.origin).await.map_err(origin)?;
     let mut zeros = Vec::new();
     let mut store = StoreWriter { files, gathered: None, written: BTreeSet::new() };
-    for &(run, extent) in &job.moves {
+    let read = async |&(run, extent): &(ChunkRange, StoreExtent)| {
         let data = read_run(files, &head, job, run).await.map_err(origin)?;
+        Ok((run, extent, data))
+    };
+    let mut reads = stream::iter(&job.moves).map(read).buffered(READS_AT_ONCE);
+    while let Some((run, extent, data)) = reads.try_next().await? {
         for (part, zero) in split_zeros(run, &data, job.chunk_bytes) {
             if zero {
                 zeros.push(part);
@@ -214,6 +223,9 @@ fn index(bytes: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use csnap_storage::sim::executor::Task;
+    use csnap_storage::sim::{OperationKind, SimDisk, SimNode};
+
     use super::*;
 
     #[test]
@@ -224,6 +236,32 @@ mod tests {
             bytes[at] = 1;
             assert!(!is_zero(&bytes), "byte {at}");
         }
+    }
+
+    #[test]
+    fn runs_are_read_side_by_side_and_no_more_of_them_than_that() {
+        let disk = SimDisk::new(1);
+        let volume = VolumeId(7);
+        disk.put_file(&head_path(volume), &vec![1; 400 * 4096]).expect("a fresh disk");
+        disk.put_file(&arena_path(Term(1), 0), &[]).expect("a fresh disk");
+        disk.set_stepped(true);
+        let at = |block| Location { term: Term(1), arena: 0, block };
+        let one = |n: u32| {
+            let run = ChunkRange::one(Chunk(u64::from(n) * 3));
+            (run, StoreExtent { at: at(n), blocks: 1 })
+        };
+        let (origin, moves) = (Origin::Pool, (0..100).map(one).collect());
+        let job = CopyOut { volume, origin, chunk_bytes: 4096, size_bytes: 400 * 4096, moves };
+        let files = Files::new(disk.storage(SimNode(1)));
+        let mut copying = Task::new(copy_out(&files, &job));
+        let mut most = 0;
+        while !copying.poll() {
+            let reading = disk.pending().iter().filter(|one| one.kind == OperationKind::Read).count();
+            most = most.max(reading);
+            disk.complete_oldest().expect("it waits for the disk");
+        }
+        assert_eq!(copying.into_output().expect("it is done").expect("the disk is well"), []);
+        assert_eq!(most, READS_AT_ONCE);
     }
 
     #[test]

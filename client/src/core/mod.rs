@@ -5,7 +5,8 @@
 //! task in here; the shell and the simulation drive the same code.
 //!
 //! - `session`: connections, identification, liveness (law 4: requests wait, they do not fail);
-//! - `writes`: which write may be issued, asking for grants; `unique`: the cache that makes rewrites cost nothing;
+//! - `writes`: which write may be issued, asking for grants; `gather`: when to ask; `unique`: the cache that makes rewrites
+//!   cost nothing;
 //! - `drain`: stopping for a snapshot create; `syncs`: flushes;
 //! - `reads`: the four-message read; `forget`: store locations that are about to be reused;
 //! - `release`: the orderly end.
@@ -24,6 +25,7 @@ mod api;
 mod canary;
 mod drain;
 mod forget;
+mod gather;
 mod reads;
 mod release;
 mod session;
@@ -45,7 +47,7 @@ use release::Releasing;
 use session::{Link, Renewal};
 use syncs::{SyncFor, Syncs};
 use writeback::Writeback;
-use writes::{Write, Writes};
+use writes::{Grant, Write, Writes};
 
 /// Most queries of a kind that are unanswered at a time; what comes meanwhile is gathered into the next message. A few,
 /// so that nothing is serialised behind a slow answer; not many, so that batches form under load.
@@ -403,7 +405,8 @@ impl ClientCore {
         let id = frame.id;
         match frame.message {
             FromServer::WriteOk { epoch, no_space, all_unique, pages } => {
-                self.on_write_ok(id, epoch, &no_space, all_unique, &pages, out);
+                let grant = Grant { epoch, no_space: &no_space, all_unique, pages: &pages };
+                self.on_write_ok(now, id, &grant, out);
             }
             FromServer::SnapshotRead { read, extents } => self.on_snapshot_read(now, id, read, &extents, out),
             FromServer::FinishSnapshotReadOk { read } => self.on_finished(id, read, true, out),

@@ -1,25 +1,19 @@
 //! Which write may be issued, and asking for what it lacks.
 //!
 //! A write, trim or write-zeroes whose chunks are all unique goes at once. Otherwise its missing chunks are asked for, many
-//! requests a message: what comes while a message is unanswered gathers for the next, because copying out thirty chunks
-//! takes the server hardly longer than one. Only a message that is full, or late, does not hold the next one up. A write is issued as a whole when all are granted, and fails as a whole, before any of it is written, when
-//! one is refused. Grants count only in the epoch and outside of drains: what comes then is thrown away and asked anew.
+//! requests a message; when, [`Gathering`] says. A write is issued as a whole when all are granted, and fails as a whole,
+//! before any of it is written, when one is refused. Grants count only in the epoch and outside of drains: what comes then
+//! is thrown away and asked anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use csnap_proto::limits::{CHUNKS_PER_MESSAGE_MAX, RANGES_PER_MESSAGE_MAX};
 use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::message::volume::{ToServer, UniquePage};
 use csnap_proto::{Chunk, ChunkRange, Epoch, RequestId, Time};
 
-use super::{
-    ClientCore, IoFailure, IoFor, IoOp, Op, Output, Pending, QUERIES_IN_FLIGHT_MAX, Request, RequestError,
-    RequestKey,
-};
-
-/// An answer that takes longer is late: ten times what a copy-out takes on a disk that is not slow.
-pub(super) const LATE: Duration = Duration::from_millis(10);
+use super::gather::Gathering;
+use super::{ClientCore, IoFailure, IoFor, IoOp, Op, Output, Pending, Request, RequestError, RequestKey};
 
 #[derive(Debug, Default)]
 pub(super) struct Writes {
@@ -27,9 +21,7 @@ pub(super) struct Writes {
     waiting: BTreeSet<RequestKey>,
     /// Asked for, by message.
     queries: BTreeMap<RequestId, Vec<Part>>,
-    /// When the youngest of them was sent, and whether anything more fitted it.
-    asked_at: Time,
-    filled: bool,
+    gathering: Gathering,
     /// I/O on the head that changes it.
     pub(super) in_flight: usize,
     /// Chunks got unique since the waiting ones were last looked up.
@@ -41,6 +33,14 @@ pub(super) struct Writes {
 struct Part {
     request: RequestKey,
     ranges: Vec<ChunkRange>,
+}
+
+/// What the server says to a query.
+pub(super) struct Grant<'a> {
+    pub(super) epoch: Epoch,
+    pub(super) no_space: &'a [ChunkRange],
+    pub(super) all_unique: bool,
+    pub(super) pages: &'a [UniquePage],
 }
 
 /// A write that has not returned.
@@ -76,12 +76,7 @@ impl Write {
 impl Writes {
     /// From when on another query may go beside those that are unanswered; `None` if there are too many.
     fn next_query_at(&self) -> Option<Time> {
-        match self.queries.len() {
-            0 => Some(Time(0)),
-            QUERIES_IN_FLIGHT_MAX.. => None,
-            _ if self.filled => Some(Time(0)),
-            _ => Some(self.asked_at.after(LATE)),
-        }
+        self.gathering.may_ask_at(self.queries.len(), self.waiting.len())
     }
 
     /// Nothing is asked for any more: all of it waits.
@@ -89,6 +84,7 @@ impl Writes {
         let parts = std::mem::take(&mut self.queries).into_values().flatten();
         self.waiting.extend(parts.map(|part| part.request));
         self.look_again = true;
+        self.gathering.start_over();
     }
 
     /// Takes out everything that is not issued.
@@ -163,6 +159,7 @@ impl ClientCore {
 
     /// Sends one message for as many waiting writes as fit.
     fn query(&mut self, now: Time, out: &mut Vec<Output>) {
+        let waiting = self.writes.waiting.len();
         let mut parts: Vec<Part> = Vec::new();
         let mut budget = Budget { ranges: RANGES_PER_MESSAGE_MAX, chunks: CHUNKS_PER_MESSAGE_MAX };
         while let Some(&key) = self.writes.waiting.first() {
@@ -189,8 +186,7 @@ impl ClientCore {
         let ranges = union(parts.iter().flat_map(|part| &part.ranges).copied());
         let id = self.send(ToServer::QueryWrite { ranges }, out).expect("the caller saw a connection");
         self.writes.queries.insert(id, parts);
-        self.writes.asked_at = now;
-        self.writes.filled = budget.ranges == 0 || budget.chunks == 0;
+        self.writes.gathering.on_asked(now, waiting, budget.ranges == 0 || budget.chunks == 0);
     }
 
     fn look_up(&mut self, key: RequestKey) {
@@ -204,29 +200,23 @@ impl ClientCore {
         self.write(key).unasked = Some(missing);
     }
 
-    pub(super) fn on_write_ok(
-        &mut self,
-        id: RequestId,
-        epoch: Epoch,
-        no_space: &[ChunkRange],
-        all_unique: bool,
-        pages: &[UniquePage],
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn on_write_ok(&mut self, now: Time, id: RequestId, grant: &Grant<'_>, out: &mut Vec<Output>) {
         let Some(parts) = self.writes.queries.remove(&id) else { return };
-        if !self.may_take_grants() || self.epoch() != Some(epoch) {
+        self.writes.gathering.on_answered(now, parts.len(), self.writes.waiting.len());
+        if !self.may_take_grants() || self.epoch() != Some(grant.epoch) {
             for part in parts {
                 self.requeue(part.request);
             }
             return;
         }
-        self.all_unique |= all_unique;
+        self.all_unique |= grant.all_unique;
         self.writes.look_again = true;
-        for page in pages {
+        for page in grant.pages {
             self.unique.learn(page);
         }
         for part in parts {
-            let refused = part.ranges.iter().any(|range| no_space.iter().any(|full| meets(*range, *full)));
+            let refused =
+                part.ranges.iter().any(|range| grant.no_space.iter().any(|full| meets(*range, *full)));
             self.on_part(&part, refused.then_some(RequestError::NoSpace), out);
         }
     }
@@ -269,6 +259,7 @@ impl ClientCore {
         out: &mut Vec<Output>,
     ) -> bool {
         let Some(parts) = self.writes.queries.remove(&id) else { return false };
+        self.writes.gathering.start_over();
         let put_off = matches!(refusal.kind, RefusalKind::Busy | RefusalKind::TimedOut);
         if put_off {
             self.put_off(now);

@@ -1,6 +1,6 @@
 //! Writes, grants and flushes.
 
-use super::super::writes::LATE;
+use super::super::gather::LATE;
 use super::*;
 
 #[test]
