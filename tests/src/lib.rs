@@ -3,7 +3,7 @@
 //!
 //! - [`sim`]: what a process sees of its world; [`world`]: the loop that makes it go round, the guests, the storm;
 //! - [`process`]: shells around the cores, one file a daemon;
-//! - [`net`], [`clock`], [`queue`], [`tasks`]: streams, clocks, the future, procedures under way;
+//! - [`net`], [`clock`], [`queue`], [`tasks`]: streams, clocks, present and future, procedures under way;
 //! - [`model`]: the judge; [`tally`]: what a campaign must have reached;
 //! - [`plan`]: how a world is drawn from its seed; [`campaign`]: many worlds, on two threads.
 //!

@@ -129,18 +129,18 @@ impl Net {
     }
 
     /// No direction is blocked any more.
-    pub fn heal(&mut self, now: u64, queue: &mut Queue<Happening>) {
+    pub fn heal(&mut self, queue: &mut Queue<Happening>) {
         self.blocked.clear();
-        self.release(now, queue);
+        self.release(queue);
     }
 
     /// A host's network goes or comes back.
-    pub fn set_dark(&mut self, now: u64, host: HostId, dark: bool, queue: &mut Queue<Happening>) {
+    pub fn set_dark(&mut self, host: HostId, dark: bool, queue: &mut Queue<Happening>) {
         if dark {
             self.dark.insert(host);
         } else {
             self.dark.remove(&host);
-            self.release(now, queue);
+            self.release(queue);
         }
     }
 
@@ -150,7 +150,7 @@ impl Net {
     }
 
     /// What was held back where nothing blocks it any more arrives soon.
-    fn release(&mut self, now: u64, queue: &mut Queue<Happening>) {
+    fn release(&mut self, queue: &mut Queue<Happening>) {
         let ids: Vec<NetConn> = self.conns.keys().copied().collect();
         for id in ids {
             for side in 0..2 {
@@ -161,7 +161,7 @@ impl Net {
                 }
                 let wait = self.rng.below(RETRANSMIT);
                 let end = &mut self.conns.get_mut(&id).expect("just listed").ends[side];
-                let at = end.due.max(now + wait);
+                let at = end.due.max(queue.now() + wait);
                 end.due = at;
                 for _ in 0..std::mem::take(&mut end.owed) {
                     queue.push(at, Happening::Arrive { conn: id, side });
@@ -185,7 +185,6 @@ impl Net {
     /// `proc` connects; it is told with the tag how that went.
     pub fn connect(
         &mut self,
-        now: u64,
         proc: ProcId,
         host: HostId,
         address: &str,
@@ -196,7 +195,7 @@ impl Net {
         let blocked = to.is_some_and(|(_, to)| self.is_blocked(host, to) || self.is_blocked(to, host));
         let local = to.is_some_and(|(_, to)| to == host);
         let wait = if blocked { CONNECT_WITHIN } else { self.delay(local) + self.delay(local) };
-        queue.push(now + wait, Happening::Connect { proc, host, address: address.to_owned(), tag });
+        queue.push_in(wait, Happening::Connect { proc, host, address: address.to_owned(), tag });
     }
 
     /// The time of a connect has come: the connection, and who listens at its other end.
@@ -233,36 +232,29 @@ impl Net {
     }
 
     /// `proc` sends; into the void if its end is not open.
-    pub fn send(
-        &mut self,
-        now: u64,
-        conn: NetConn,
-        proc: ProcId,
-        payload: Payload,
-        queue: &mut Queue<Happening>,
-    ) {
+    pub fn send(&mut self, conn: NetConn, proc: ProcId, payload: Payload, queue: &mut Queue<Happening>) {
         match (self.side_of(conn, proc), payload.socket) {
-            (Some(side), _) => self.post(now, conn, 1 - side, Item::Data(payload), queue),
-            (None, Some(socket)) => self.lose_socket(now, socket, queue),
+            (Some(side), _) => self.post(conn, 1 - side, Item::Data(payload), queue),
+            (None, Some(socket)) => self.lose_socket(socket, queue),
             (None, None) => {}
         }
     }
 
-    fn post(&mut self, now: u64, id: NetConn, to: Side, item: Item, queue: &mut Queue<Happening>) {
+    fn post(&mut self, id: NetConn, to: Side, item: Item, queue: &mut Queue<Happening>) {
         let local = self.conns.get(&id).is_some_and(|conn| conn.local);
         let delay = self.delay(local);
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let end = &mut conn.ends[to];
-        end.due = end.due.max(now + delay);
+        end.due = end.due.max(queue.now() + delay);
         end.incoming.push_back(item);
         queue.push(end.due, Happening::Arrive { conn: id, side: to });
     }
 
     /// `proc` closes its end, or is dead.
-    pub fn close(&mut self, now: u64, conn: NetConn, proc: ProcId, queue: &mut Queue<Happening>) {
+    pub fn close(&mut self, conn: NetConn, proc: ProcId, queue: &mut Queue<Happening>) {
         if let Some(side) = self.side_of(conn, proc) {
             self.shut(conn, side);
-            self.post(now, conn, 1 - side, Item::Fin, queue);
+            self.post(conn, 1 - side, Item::Fin, queue);
         }
     }
 
@@ -274,7 +266,7 @@ impl Net {
     }
 
     /// A process is gone: its ends close, without a word if its host lost its power.
-    pub fn bury(&mut self, now: u64, proc: ProcId, silent: bool, queue: &mut Queue<Happening>) {
+    pub fn bury(&mut self, proc: ProcId, silent: bool, queue: &mut Queue<Happening>) {
         self.listeners.retain(|_, (listener, _)| *listener != proc);
         let owned: Vec<(NetConn, Side)> = self
             .conns
@@ -286,7 +278,7 @@ impl Net {
         for (conn, side) in owned {
             self.shut(conn, side);
             if !silent {
-                self.post(now, conn, 1 - side, Item::Fin, queue);
+                self.post(conn, 1 - side, Item::Fin, queue);
             }
         }
         self.conns.retain(|_, conn| conn.ends.iter().any(|end| end.open || !end.incoming.is_empty()));
@@ -302,18 +294,17 @@ impl Net {
     }
 
     /// A socket that was under way to someone who is not there any more is closed.
-    pub fn lose_socket(&mut self, now: u64, id: NetConn, queue: &mut Queue<Happening>) {
+    pub fn lose_socket(&mut self, id: NetConn, queue: &mut Queue<Happening>) {
         let side = self.conns.get(&id).and_then(|c| c.ends.iter().position(|e| e.owner.is_none() && e.open));
         if let Some(side) = side {
             self.shut(id, side);
-            self.post(now, id, 1 - side, Item::Fin, queue);
+            self.post(id, 1 - side, Item::Fin, queue);
         }
     }
 
     /// Something arrives at an end, or is held back. What its owner sees of it.
     pub fn arrive(
         &mut self,
-        now: u64,
         id: NetConn,
         side: Side,
         queue: &mut Queue<Happening>,
@@ -326,8 +317,9 @@ impl Net {
             let end = &mut self.conns.get_mut(&id)?.ends[side];
             end.owed += 1;
             if end.blocked_since.is_none() {
-                end.blocked_since = Some(now);
-                queue.push(now + USER_TIMEOUT, Happening::GiveUp { conn: id, side, since: now });
+                let since = queue.now();
+                end.blocked_since = Some(since);
+                queue.push_in(USER_TIMEOUT, Happening::GiveUp { conn: id, side, since });
             }
             return None;
         }
@@ -344,10 +336,10 @@ impl Net {
             }
             Item::Data(payload) => {
                 if let Some(socket) = payload.socket {
-                    self.lose_socket(now, socket, queue);
+                    self.lose_socket(socket, queue);
                 }
                 // Nobody is there: the sender's end is reset.
-                self.post(now, id, 1 - side, Item::Fin, queue);
+                self.post(id, 1 - side, Item::Fin, queue);
                 None
             }
             Item::Fin if open => {
@@ -361,7 +353,6 @@ impl Net {
     /// The kernel of the sender towards `side` looks whether what it sent is acknowledged by now.
     pub fn give_up(
         &mut self,
-        now: u64,
         id: NetConn,
         side: Side,
         since: u64,
@@ -373,14 +364,13 @@ impl Net {
         }
         end.incoming.clear();
         (end.owed, end.blocked_since) = (0, None);
-        queue.push(now + KEEPALIVE, Happening::Keepalive { conn: id, side });
+        queue.push_in(KEEPALIVE, Happening::Keepalive { conn: id, side });
         self.break_end(id, 1 - side)
     }
 
     /// Keepalive at `side`: a peer that is gone is noticed.
     pub fn keepalive(
         &mut self,
-        now: u64,
         id: NetConn,
         side: Side,
         queue: &mut Queue<Happening>,
@@ -390,7 +380,7 @@ impl Net {
             return None;
         }
         if self.is_blocked(conn.ends[1 - side].host, conn.ends[side].host) && self.rng.chance(0.5) {
-            queue.push(now + KEEPALIVE, Happening::Keepalive { conn: id, side });
+            queue.push_in(KEEPALIVE, Happening::Keepalive { conn: id, side });
             return None;
         }
         self.break_end(id, side)
@@ -410,15 +400,9 @@ impl Net {
     }
 
     /// Cuts a connection: at one end only, whose peer then lives in a dream, or at both.
-    pub fn cut(
-        &mut self,
-        now: u64,
-        id: NetConn,
-        sides: &[Side],
-        queue: &mut Queue<Happening>,
-    ) -> Vec<(ProcId, Event)> {
+    pub fn cut(&mut self, id: NetConn, sides: &[Side], queue: &mut Queue<Happening>) -> Vec<(ProcId, Event)> {
         if let [side] = sides {
-            queue.push(now + KEEPALIVE, Happening::Keepalive { conn: id, side: 1 - side });
+            queue.push_in(KEEPALIVE, Happening::Keepalive { conn: id, side: 1 - side });
         }
         sides.iter().filter_map(|side| self.break_end(id, *side)).collect()
     }

@@ -145,8 +145,6 @@ pub struct Host {
 
 /// See the module.
 pub struct Sim {
-    /// Virtual time, microseconds.
-    pub now: u64,
     /// How this world is made.
     pub plan: Plan,
     /// Chance for whatever has no source of its own.
@@ -214,7 +212,6 @@ impl Sim {
             disk
         };
         Self {
-            now: 0,
             net: Net::new(plan.weather.clone(), rng.fork()),
             disks: [disk(&mut rng), disk(&mut rng)],
             clocks,
@@ -246,13 +243,13 @@ impl Sim {
     /// What a host's clock shows.
     #[must_use]
     pub fn clock(&self, host: HostId) -> Time {
-        self.clocks[host.0].at(self.now)
+        self.clocks[host.0].at(self.now())
     }
 
     /// Notes what happens, for whoever reads the trace; part of the digest either way.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
         if self.trace.is_some() {
-            let line = format!("{:>11.6} {}", self.now as f64 / 1e6, line());
+            let line = format!("{:>11.6} {}", self.now() as f64 / 1e6, line());
             if self.plan.print {
                 println!("{line}");
             }
@@ -262,7 +259,7 @@ impl Sim {
 
     /// This instant, for the model: later than every one before, also when no virtual time has passed.
     pub fn instant(&mut self) -> u64 {
-        self.last_instant = (self.last_instant + 1).max(self.now << INSTANT_BITS);
+        self.last_instant = (self.last_instant + 1).max(self.now() << INSTANT_BITS);
         self.last_instant
     }
 
@@ -282,7 +279,7 @@ impl Sim {
 
     /// A law is broken. The first one is kept.
     pub fn violation(&mut self, what: impl Into<String>) {
-        let what = format!("at {:.6} s: {}", self.now as f64 / 1e6, what.into());
+        let what = format!("at {:.6} s: {}", self.now() as f64 / 1e6, what.into());
         self.note(|| format!("VIOLATION {what}"));
         self.violation.get_or_insert(what);
     }
@@ -292,9 +289,15 @@ impl Sim {
         verdict.map_err(|what| self.violation(what)).ok()
     }
 
+    /// What time it is, microseconds since the world began.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.queue.now()
+    }
+
     /// `event` reaches `proc` in `wait` microseconds.
     pub fn tell(&mut self, wait: u64, proc: ProcId, event: Event) {
-        self.queue.push(self.now + wait, Happening::Tell { proc, event });
+        self.queue.push_in(wait, Happening::Tell { proc, event });
     }
 
     /// Starts a process soon; its id.
@@ -330,7 +333,7 @@ impl Sim {
 
     /// `proc` of `host` connects to `address`.
     pub fn connect(&mut self, proc: ProcId, host: HostId, address: &str, tag: u64) {
-        self.net.connect(self.now, proc, host, address, tag, &mut self.queue);
+        self.net.connect(proc, host, address, tag, &mut self.queue);
     }
 
     /// `proc` sends a frame.
@@ -352,12 +355,12 @@ impl Sim {
             self.net.hand_over(socket, Some(proc), None);
         }
         let payload = Payload { bytes: bytes.freeze(), socket };
-        self.net.send(self.now, conn, proc, payload, &mut self.queue);
+        self.net.send(conn, proc, payload, &mut self.queue);
     }
 
     /// `proc` closes its end.
     pub fn close(&mut self, proc: ProcId, conn: NetConn) {
-        self.net.close(self.now, conn, proc, &mut self.queue);
+        self.net.close(conn, proc, &mut self.queue);
     }
 
     /// Sixteen bytes that nobody has drawn before.

@@ -268,7 +268,7 @@ impl AgentProc {
                 self.send_on_errand(sim, &tcp, Task::Declare(dead, None), micros(DECLARE_WITHIN))
             }
             Output::Save(state) => {
-                let (host, proc, at) = (self.host, self.id, sim.now + sim.rng.below(SAVE_WITHIN));
+                let (host, proc, at) = (self.host, self.id, sim.now() + sim.rng.below(SAVE_WITHIN));
                 sim.queue.push(at, Happening::Saved { host, proc, state: Box::new(state) });
             }
             Output::Stopped => sim.exit(self.id, "stopped"),

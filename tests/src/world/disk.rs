@@ -18,7 +18,7 @@ impl World {
             for operation in self.sim.disks[disk].pending_since(self.seen[disk]) {
                 let proc = ProcId(u32::try_from(operation.node.0).expect("nodes are processes"));
                 let (id, kind, path) = (operation.id, operation.kind, operation.path);
-                let mut at = self.sim.now + self.time_of(proc, kind);
+                let mut at = self.sim.now() + self.time_of(proc, kind);
                 if disk == POOL {
                     at += self.guest_time_of(proc, kind, &path);
                     self.look_at(proc, &path, kind);

@@ -45,7 +45,7 @@ impl World {
 
     /// Liveness: without faults this comes within a bounded time.
     fn expect(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> bool {
-        let until = self.sim.now + PATIENCE;
+        let until = self.sim.now() + PATIENCE;
         let came = self.run_until(until, done);
         if !came && self.sim.violation.is_none() {
             let waiting = self.waiting_guests();
@@ -146,7 +146,7 @@ impl World {
         if !self.expect("the server comes to rest", |world| world.live_digest() == world.durable_digest()) {
             return;
         }
-        let until = self.sim.now + 100_000;
+        let until = self.sim.now() + 100_000;
         self.run_until(until, |_| false);
     }
 

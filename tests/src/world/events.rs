@@ -16,7 +16,7 @@ impl World {
             match self.sim.queue.next_at() {
                 Some(at) if at <= until => self.happen(),
                 _ => {
-                    self.sim.now = until;
+                    self.sim.queue.pass(until);
                     return false;
                 }
             }
@@ -25,15 +25,12 @@ impl World {
     }
 
     fn happen(&mut self) {
-        let Some((at, what)) = self.sim.queue.pop() else { return };
-        self.sim.now = self.sim.now.max(at);
+        let Some(what) = self.sim.queue.pop() else { return };
         let sim = &mut self.sim;
         let told = match what {
-            Happening::Arrive { conn, side } => sim.net.arrive(sim.now, conn, side, &mut sim.queue),
-            Happening::GiveUp { conn, side, since } => {
-                sim.net.give_up(sim.now, conn, side, since, &mut sim.queue)
-            }
-            Happening::Keepalive { conn, side } => sim.net.keepalive(sim.now, conn, side, &mut sim.queue),
+            Happening::Arrive { conn, side } => sim.net.arrive(conn, side, &mut sim.queue),
+            Happening::GiveUp { conn, side, since } => sim.net.give_up(conn, side, since, &mut sim.queue),
+            Happening::Keepalive { conn, side } => sim.net.keepalive(conn, side, &mut sim.queue),
             Happening::Connect { proc, host, address, tag } => self.on_connect(proc, host, &address, tag),
             Happening::Disk { disk, id, kind, path } => {
                 self.on_disk(disk, id, kind, &path);
@@ -127,7 +124,7 @@ impl World {
         let Some(slot) = self.procs.get_mut(&proc) else { return };
         let Some(deadline) = slot.process.as_ref().and_then(Process::deadline) else { return };
         let sim = &mut self.sim;
-        let at = sim.clocks[slot.host.0].when(sim.now, deadline).max(sim.now + at_least);
+        let at = sim.clocks[slot.host.0].when(sim.now(), deadline).max(sim.now() + at_least);
         if slot.next_tick.is_none_or(|known| at < known) {
             slot.next_tick = Some(at);
             sim.queue.push(at, Happening::Tell { proc, event: Event::Tick });

@@ -211,9 +211,9 @@ impl World {
         };
         match kind {
             Some(RefusalKind::Busy) => {
-                let since = *self.guests[index].refused_since.get_or_insert(self.sim.now);
-                if self.sim.now > since + FENCE_AFTER {
-                    self.guests[index].refused_since = Some(self.sim.now);
+                let since = *self.guests[index].refused_since.get_or_insert(self.sim.now());
+                if self.sim.now() > since + FENCE_AFTER {
+                    self.guests[index].refused_since = Some(self.sim.now());
                     self.wish_fence(volume);
                 }
             }

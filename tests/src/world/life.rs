@@ -48,7 +48,7 @@ impl World {
             _ => {}
         }
         drop(slot.process);
-        sim.net.bury(sim.now, proc, silent, &mut sim.queue);
+        sim.net.bury(proc, silent, &mut sim.queue);
         let node = SimNode(u64::from(proc.0));
         sim.disks.iter().for_each(|disk| disk.crash_node(node));
         self.after_death(proc, slot.host, kind, silent);
@@ -83,7 +83,7 @@ impl World {
 
     fn restart(&mut self, host: HostId, what: Spawn) {
         let wait = RESTART + self.sim.rng.below(4 * RESTART);
-        self.sim.queue.push(self.sim.now + wait, Happening::Script(Script::Restart { host, what }));
+        self.sim.queue.push_in(wait, Happening::Script(Script::Restart { host, what }));
     }
 
     /// Stops a process.

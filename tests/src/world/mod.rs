@@ -170,7 +170,7 @@ impl World {
         let mut world = Self::new(plan);
         world.start();
         world.make_volumes();
-        let until = world.sim.now + world.sim.plan.storm;
+        let until = world.sim.now() + world.sim.plan.storm;
         world.begin_work();
         world.begin_storm();
         world.run_until(until, |_| false);
@@ -184,7 +184,7 @@ impl World {
         Outcome {
             seed: self.sim.plan.seed,
             digest: self.sim.digest(),
-            lasted: self.sim.now,
+            lasted: self.sim.now(),
             violation: self.sim.violation,
             longest_wait: self.sim.longest_wait,
             tally: self.sim.tally,
@@ -203,11 +203,11 @@ impl World {
     }
 
     fn undo_later(&mut self, wait: u64, undo: Undo) {
-        self.sim.queue.push(self.sim.now + wait, Happening::Script(Script::Undo(undo)));
+        self.sim.queue.push_in(wait, Happening::Script(Script::Undo(undo)));
     }
 
     fn script_later(&mut self, wait: u64, script: Script) {
-        self.sim.queue.push(self.sim.now + wait, Happening::Script(script));
+        self.sim.queue.push_in(wait, Happening::Script(script));
     }
 
     /// About every `every` microseconds.

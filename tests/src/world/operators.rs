@@ -82,7 +82,7 @@ impl World {
             self.send_operator(Errand::CreateVolume(index), request);
         }
         self.script_later(0, Script::Operators);
-        let until = self.sim.now + 20_000_000;
+        let until = self.sim.now() + 20_000_000;
         let done = self.run_until(until, |world| world.operators.are_idle());
         if !done {
             self.sim.violation("the volumes are not made within 20 s of a quiet start");
@@ -96,7 +96,7 @@ impl World {
         self.sim.tell(20_000, proc, Event::Ask(Ask::Operate(Box::new(request))));
         let asked = self.sim.instant();
         let mortal = !self.calm && !matches!(errand, Errand::CreateVolume(_)) && self.sim.rng.chance(KILLED);
-        let dies = mortal.then(|| self.sim.now + 20_000 + self.sim.rng.below(1_000_000));
+        let dies = mortal.then(|| self.sim.now() + 20_000 + self.sim.rng.below(1_000_000));
         self.operators.running.push(Running { proc, errand, asked, dies });
     }
 
@@ -105,7 +105,7 @@ impl World {
         let host = HostId(self.sim.rng.index(nodes));
         let proc = self.sim.spawn(host, Spawn::Operator);
         self.sim.tell(20_000, proc, Event::Ask(Ask::AskAgent(Box::new(message))));
-        let dies = Some(self.sim.now + 15_000_000);
+        let dies = Some(self.sim.now() + 15_000_000);
         let asked = self.sim.instant();
         self.operators.running.push(Running { proc, errand: Errand::Other, asked, dies });
     }
@@ -116,14 +116,14 @@ impl World {
         if self.calm || self.sim.plan.work.create_every == 0 || self.guests_not_begun() {
             return;
         }
-        if self.sim.now >= self.operators.next_create {
+        if self.sim.now() >= self.operators.next_create {
             let wait = self.about(self.sim.plan.work.create_every);
-            self.operators.next_create = self.sim.now + wait;
+            self.operators.next_create = self.sim.now() + wait;
             self.begin_snapshot();
         }
-        if self.sim.now >= self.operators.next_other && self.sim.plan.work.operate_every > 0 {
+        if self.sim.now() >= self.operators.next_other && self.sim.plan.work.operate_every > 0 {
             let wait = self.about(self.sim.plan.work.operate_every);
-            self.operators.next_other = self.sim.now + wait;
+            self.operators.next_other = self.sim.now() + wait;
             self.begin_other();
         }
     }
@@ -153,7 +153,7 @@ impl World {
                 self.sim.kill(run.proc);
                 return false;
             }
-            let dies = run.dies.is_some_and(|at| at <= self.sim.now);
+            let dies = run.dies.is_some_and(|at| at <= self.sim.now());
             if dies && !heard {
                 self.forget(run);
             }

@@ -55,7 +55,7 @@ impl World {
     /// # Panics
     /// If it does not come soon, or a law is broken.
     pub fn wait(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
-        let came = self.run_until(self.sim.now + SOON, done);
+        let came = self.run_until(self.sim.now() + SOON, done);
         assert!(came, "{what}: did not come; {:?}", self.sim.violation);
     }
 
@@ -64,7 +64,7 @@ impl World {
     /// # Panics
     /// If a law is broken meanwhile.
     pub fn pass(&mut self, time: u64) {
-        self.run_until(self.sim.now + time, |_| false);
+        self.run_until(self.sim.now() + time, |_| false);
         assert_eq!(self.sim.violation, None);
     }
 

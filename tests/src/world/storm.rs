@@ -240,7 +240,7 @@ impl World {
         if one_sided.len() == 1 {
             self.sim.tally.reached("a connection broke on one side only");
         }
-        let told = self.sim.net.cut(self.sim.now, conn, one_sided, &mut self.sim.queue);
+        let told = self.sim.net.cut(conn, one_sided, &mut self.sim.queue);
         for (proc, event) in told {
             self.tell(proc, event);
         }
@@ -289,7 +289,7 @@ impl World {
     fn crash_host(&mut self) -> bool {
         let nodes = self.sim.plan.nodes;
         let host = HostId(self.sim.rng.index(nodes));
-        self.sim.net.set_dark(self.sim.now, host, true, &mut self.sim.queue);
+        self.sim.net.set_dark(host, true, &mut self.sim.queue);
         let here: Vec<ProcId> =
             self.procs.iter().filter(|(_, slot)| slot.host == host).map(|(id, _)| *id).collect();
         here.into_iter().for_each(|proc| self.kill(proc, true));
@@ -335,7 +335,7 @@ impl World {
     fn jump_clock(&mut self) -> bool {
         let host = self.sim.rng.index(self.sim.plan.hosts);
         let by = [100_000, 2_000_000, 20_000_000, 86_400_000_000][self.sim.rng.index(4)];
-        let now = self.sim.now;
+        let now = self.sim.now();
         self.sim.clocks[host].jump(now, by);
         let here: Vec<ProcId> =
             self.procs.iter().filter(|(_, slot)| slot.host.0 == host).map(|(id, _)| *id).collect();
@@ -345,7 +345,7 @@ impl World {
 
     fn stop_clock(&mut self) -> bool {
         let host = HostId(self.sim.rng.index(self.sim.plan.hosts));
-        let now = self.sim.now;
+        let now = self.sim.now();
         self.sim.clocks[host.0].stop(now);
         self.sim.tally.reached("a clock stood still");
         let lasts = 100_000 + self.sim.rng.below(4_000_000);
@@ -354,13 +354,12 @@ impl World {
     }
 
     pub(super) fn undo(&mut self, undo: Undo) {
-        let now = self.sim.now;
         match undo {
             Undo::Thaw(procs) => procs.into_iter().for_each(|proc| self.thaw(proc)),
-            Undo::Heal => self.sim.net.heal(now, &mut self.sim.queue),
+            Undo::Heal => self.sim.net.heal(&mut self.sim.queue),
             Undo::Fast => self.sim.slowness.fill(1),
             Undo::Light(host) => {
-                self.sim.net.set_dark(now, host, false, &mut self.sim.queue);
+                self.sim.net.set_dark(host, false, &mut self.sim.queue);
                 self.start_again(host, Spawn::Agent);
             }
             Undo::Room => {
@@ -368,7 +367,10 @@ impl World {
                 self.sim.disks[POOL].heal();
                 self.sim.disks[POOL].set_capacity(None);
             }
-            Undo::Clock(host) => self.sim.clocks[host.0].go_on(now),
+            Undo::Clock(host) => {
+                let now = self.sim.now();
+                self.sim.clocks[host.0].go_on(now);
+            }
             Undo::Power => {
                 for host in 0..self.sim.plan.nodes {
                     self.start_again(HostId(host), Spawn::Agent);

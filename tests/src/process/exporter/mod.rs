@@ -312,7 +312,7 @@ impl ExporterProc {
         if op == Op::Release {
             attachment.released = Some(key);
         }
-        let (asked, since) = (sim.instant(), sim.now);
+        let (asked, since) = (sim.instant(), sim.now());
         let running = Running { op, offset, len, asked, since, stamp, buffer: content, writing: false };
         attachment.requests.insert(key, running);
         if fast {
@@ -386,9 +386,9 @@ impl ExporterProc {
     fn complete(&mut self, sim: &mut Sim, number: u64, key: RequestKey, result: Result<(), RequestError>) {
         let attachment = self.attachments.get_mut(&number).expect("the caller looked it up");
         let running = attachment.requests.remove(&key).expect("a request completes once");
-        sim.mix(sim.now ^ number.rotate_left(40) ^ key.0.rotate_left(20));
+        sim.mix(sim.now() ^ number.rotate_left(40) ^ key.0.rotate_left(20));
         sim.tally.did("requests", 1);
-        sim.longest_wait = sim.longest_wait.max(sim.now - running.since);
+        sim.longest_wait = sim.longest_wait.max(sim.now() - running.since);
         match result {
             Ok(()) => attachment.on_success(sim, &running),
             Err(error) => attachment.on_failure(sim, &running, &error),

@@ -127,7 +127,7 @@ impl ServerProc {
             told_ready: false,
             backlog: Vec::new(),
             sessions: BTreeMap::new(),
-            clock: Rc::new(Cell::new(sim.now)),
+            clock: Rc::new(Cell::new(sim.now())),
         }
     }
 
@@ -171,7 +171,7 @@ impl ServerProc {
     }
 
     pub(super) fn on_event(&mut self, sim: &mut Sim, event: Event) {
-        self.clock.set(sim.now);
+        self.clock.set(sim.now());
         match event {
             Event::Start => {
                 sim.net.listen(&self.address(), self.id, self.host);

@@ -20,7 +20,7 @@ impl ServerProc {
 
     pub(super) fn turn(&mut self, sim: &mut Sim) {
         let now = sim.clock(self.host);
-        let wall = WallMillis(sim.now / 1000);
+        let wall = WallMillis(sim.now() / 1000);
         let Phase::Serving(serving) = &mut self.phase else { return };
         serving.turn_is_due = false;
         let mut out = Vec::new();
@@ -43,8 +43,8 @@ impl ServerProc {
             serving.core.step(now, wall, Input::CheckpointDue, &mut out);
         }
         let terms: Vec<Term> = serving.core.state().older_terms().collect();
-        if !terms.is_empty() && sim.now >= serving.next_look {
-            serving.next_look = sim.now + LOOK_FOR_DEAD;
+        if !terms.is_empty() && sim.now() >= serving.next_look {
+            serving.next_look = sim.now() + LOOK_FOR_DEAD;
             let bench = serving.bench.clone();
             self.tasks
                 .spawn(async move { Ended::FoundDead(bench.find_dead(terms).await.unwrap_or_default()) });

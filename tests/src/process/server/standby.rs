@@ -82,13 +82,13 @@ impl ServerProc {
             reap_slice_versions: 4,
             broken: sim.plan.canaries.core,
         };
-        let wall = WallMillis(sim.now / 1000);
+        let wall = WallMillis(sim.now() / 1000);
         let core = ServerCore::new(term, config, state, sim.clock(self.host), wall);
         self.phase = Phase::Serving(Box::new(Serving {
             term,
             core,
             bench,
-            next_look: sim.now,
+            next_look: sim.now(),
             _life: life,
             inbox: VecDeque::new(),
             turn_is_due: false,
