@@ -76,6 +76,15 @@ fn apply(world: &mut World, fault: &Fault) {
     }
 }
 
+/// Whatever stands still runs again, and everybody is heard.
+fn end_faults(world: &mut World) {
+    world.start_lockd();
+    for n in 0..NODES {
+        world.nodes[n].cut = false;
+        world.start_agent(n);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -88,11 +97,7 @@ proptest! {
             apply(&mut world, fault);
             world.run(Duration::from_millis(*wait_ms));
         }
-        world.start_lockd();
-        for n in 0..NODES {
-            world.nodes[n].cut = false;
-            world.start_agent(n);
-        }
+        end_faults(&mut world);
         world.run(LEASE * 4 + FAILBACK * 2);
         world.settled();
         let exporters: Vec<_> = world.nodes.iter().map(|node| node.exporter.is_some()).collect();
@@ -110,11 +115,7 @@ proptest! {
             apply(&mut world, fault);
             world.run(Duration::from_millis(*wait_ms));
         }
-        world.start_lockd();
-        for n in 0..NODES {
-            world.nodes[n].cut = false;
-            world.start_agent(n);
-        }
+        end_faults(&mut world);
         world.run(LEASE * 4 + FAILBACK * 4);
         let server = world.settled();
         let best = world.nodes[0].core.as_ref().expect("runs").status();
