@@ -5,12 +5,14 @@
 //!                              └─ would wait ─► Work (a task each) ─┘
 //! ```
 //!
-//! Everything that has arrived is handled before anything is sent. Large reads and writes are cut into pieces
-//! ([`PIECE_BYTES`]): a write's are written as they arrive, a structured read's are sent as they are read.
+//! Everything that has arrived is handled before anything is sent. Large reads and writes are cut into pieces:
+//! [`mod@read`] sends a structured read's as they are read, [`mod@write`] writes a write's as they arrive.
 //!
 //! Invariants: a request is handled only when its reply has room in the output and, should it have to wait, in [`Work`];
-//! otherwise nothing more is read from the client. A cookie is answered once, and a write only when all its parts are
-//! written.
+//! otherwise nothing more is read from the client. A cookie is answered once.
+
+mod read;
+mod write;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -24,18 +26,18 @@ use tokio::io::ReadBuf;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use self::write::{Parts, Receiving};
 use super::listen::Stream;
 use super::work::{Change, Outcome, Reading, Work, WriteId};
 use crate::core::errno::{Problem, errno};
 use crate::core::limits::{
-    DRAIN_TIME_MAX, INPUT_BYTES, OUTPUT_BYTES, OUTPUT_HIGH_BYTES, PIECE_ALIGN, PIECE_BYTES, REPLY_ROOM_BYTES,
-    SHUTDOWN_DRAIN_TIME_MAX, WAITING_PART_BYTES, WHOLE_READ_BYTES,
+    DRAIN_TIME_MAX, INPUT_BYTES, OUTPUT_BYTES, OUTPUT_HIGH_BYTES, SHUTDOWN_DRAIN_TIME_MAX, WAITING_PART_BYTES,
 };
 use crate::core::request::{Command, Header, Request, Terms, Verdict, judge};
 use crate::core::window::Window;
 use crate::core::wire::REQUEST_BYTES;
 use crate::core::{reply, status};
-use crate::export::{Attempt, ErrorKind, Export, ExportError, Zeroing};
+use crate::export::{ErrorKind, Export, ExportError, Zeroing};
 
 /// Free space that a read from the socket wants; less is not worth the call while the rest is being handled.
 const ARRIVAL_BYTES: usize = 64 << 10;
@@ -65,22 +67,6 @@ struct Skipping {
     cookie: u64,
     problem: Problem,
     left: usize,
-}
-
-/// A large write whose payload is arriving.
-struct Receiving {
-    write: WriteId,
-    offset: u64,
-    left: usize,
-}
-
-/// A large write until it is answered.
-struct Parts {
-    cookie: u64,
-    fua: bool,
-    arrived: bool,
-    waiting: usize,
-    failed: Option<ExportError>,
 }
 
 /// The connection. See the module.
@@ -287,120 +273,6 @@ impl<S: Stream, E: Export> Connection<S, E> {
         }
     }
 
-    /// Answers with all data at once.
-    fn read_whole(&mut self, reading: Reading, len: usize) {
-        if len > WHOLE_READ_BYTES || !self.try_read(reading, len) {
-            self.work.read(reading, len);
-        }
-    }
-
-    /// Answers the next piece of a reading; the rest waits for its turn.
-    fn read_piece(&mut self, reading: Reading) {
-        let left = usize::try_from(reading.end - reading.offset).expect("a request has a 32-bit length");
-        let len = left.min(PIECE_BYTES);
-        if !self.try_read(reading, len) {
-            self.work.read(reading, left.min(WAITING_PART_BYTES));
-        }
-    }
-
-    /// Reads the first `len` bytes of `reading` into the output, if that needs no waiting.
-    fn try_read(&mut self, reading: Reading, len: usize) -> bool {
-        let structured = self.terms.structured;
-        let Reading { cookie, offset, end } = reading;
-        let rest = Reading { offset: offset + len as u64, ..reading };
-        reply::data_header(&mut self.output, structured, cookie, offset, len, rest.offset == end);
-        match self.export.try_read(offset, &mut self.output.free(len)[..len]) {
-            Attempt::Done => {
-                self.output.commit(len);
-                if rest.offset < end {
-                    self.readings.push_front(rest);
-                }
-                true
-            }
-            Attempt::WouldBlock => {
-                self.output.retract(reply::data_header_bytes(structured));
-                false
-            }
-            Attempt::Failed(error) => {
-                self.output.retract(reply::data_header_bytes(structured));
-                self.refuse(cookie, &error);
-                true
-            }
-        }
-    }
-
-    /// Takes a write: a small one once all of it is there, a large one in parts as they arrive.
-    fn take_write(&mut self, request: &Request) -> bool {
-        let Request { cookie, offset, fua, .. } = *request;
-        let len = request.len as usize;
-        if len > PIECE_BYTES {
-            self.input.consume(REQUEST_BYTES);
-            let write = WriteId(self.next_write);
-            self.next_write += 1;
-            self.writes.insert(write, Parts { cookie, fua, arrived: false, waiting: 0, failed: None });
-            self.receiving = Some(Receiving { write, offset, left: len });
-            return true;
-        }
-        let Some(data) = self.input.filled().get(REQUEST_BYTES..REQUEST_BYTES + len) else { return false };
-        let attempt = if len == 0 { Attempt::Done } else { self.export.try_write(offset, data) };
-        match attempt {
-            Attempt::Done if fua => self.work.flush(cookie),
-            Attempt::Done => reply::done(&mut self.output, self.terms.structured, cookie),
-            Attempt::WouldBlock => self.work.write(cookie, offset, Bytes::copy_from_slice(data), fua),
-            Attempt::Failed(error) => self.refuse(cookie, &error),
-        }
-        self.input.consume(REQUEST_BYTES + len);
-        true
-    }
-
-    /// Writes what has arrived of a large write, up to where it may be cut.
-    fn receive_piece(&mut self) -> bool {
-        let Some(Receiving { write, offset, left }) = self.receiving else { return false };
-        let mut len = self.input.len().min(left).min(WAITING_PART_BYTES);
-        if len < left {
-            let cut = (offset + len as u64) / PIECE_ALIGN * PIECE_ALIGN;
-            len = cut.checked_sub(offset).map_or(0, |len| usize::try_from(len).expect("below the payload"));
-        }
-        if len == 0 {
-            return false;
-        }
-        let parts = self.writes.get_mut(&write).expect("a write stays until it has arrived");
-        if parts.failed.is_none() {
-            let data = &self.input.filled()[..len];
-            match self.export.try_write(offset, data) {
-                Attempt::Done => {}
-                Attempt::WouldBlock => {
-                    parts.waiting += 1;
-                    self.work.write_part(write, offset, Bytes::copy_from_slice(data));
-                }
-                Attempt::Failed(error) => parts.failed = Some(error),
-            }
-        }
-        self.input.consume(len);
-        if len == left {
-            parts.arrived = true;
-            self.receiving = None;
-            self.finish_write(write);
-        } else {
-            self.receiving = Some(Receiving { write, offset: offset + len as u64, left: left - len });
-        }
-        true
-    }
-
-    /// Answers a large write if all of it is done.
-    fn finish_write(&mut self, write: WriteId) {
-        let done = |parts: &Parts| parts.arrived && parts.waiting == 0;
-        if !self.writes.get(&write).is_some_and(done) {
-            return;
-        }
-        let Some(Parts { cookie, fua, failed, .. }) = self.writes.remove(&write) else { return };
-        match failed {
-            Some(error) => self.refuse(cookie, &error),
-            None if fua => self.work.flush(cookie),
-            None => reply::done(&mut self.output, self.terms.structured, cookie),
-        }
-    }
-
     /// Skips what has arrived of a refused request's payload, and answers at its end.
     fn skip_piece(&mut self) -> bool {
         let Some(skipping) = &mut self.skipping else { return false };
@@ -428,43 +300,8 @@ impl<S: Stream, E: Export> Connection<S, E> {
             Outcome::Read(Reading { cookie, .. }, Err(error)) => self.refuse(cookie, &error),
             Outcome::Done(cookie, Ok(())) => reply::done(&mut self.output, self.terms.structured, cookie),
             Outcome::Done(cookie, Err(error)) => self.refuse(cookie, &error),
-            Outcome::Part(write, result) => {
-                let parts = self.writes.get_mut(&write).expect("a write stays until its parts are done");
-                parts.waiting -= 1;
-                if let Err(error) = result {
-                    parts.failed.get_or_insert(error);
-                }
-                self.finish_write(write);
-            }
+            Outcome::Part(write, result) => self.on_part(write, result),
             Outcome::Status { cookie, len, one, result } => self.on_status(cookie, len, one, result),
-        }
-    }
-
-    fn on_read(&mut self, reading: Reading, data: Bytes) {
-        let Reading { cookie, offset, end } = reading;
-        let rest = Reading { offset: offset + data.len() as u64, ..reading };
-        assert!(!data.is_empty() && rest.offset <= end, "an export gives what it was asked for");
-        reply::data_header(
-            &mut self.output,
-            self.terms.structured,
-            cookie,
-            offset,
-            data.len(),
-            rest.offset == end,
-        );
-        self.body = data;
-        self.pour_body();
-        if rest.offset < end {
-            self.readings.push_back(rest);
-        }
-    }
-
-    /// Moves as much of the body into the output as fits.
-    fn pour_body(&mut self) {
-        if !self.body.is_empty() {
-            let room = self.output.room().saturating_sub(REPLY_ROOM_BYTES);
-            let poured = self.body.split_to(self.body.len().min(room));
-            self.output.put(&poured);
         }
     }
 
