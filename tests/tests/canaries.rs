@@ -44,6 +44,16 @@ fn busy(plan: Plan, faults: &[Fault], every: u64) -> Plan {
     plan
 }
 
+/// Writes of the head that are under way when an Advice comes.
+fn slow_writes(plan: Plan) -> Plan {
+    Plan { slow: Slow { head_write: 60_000, ..Slow::default() }, ..plan }
+}
+
+/// Reads of the head that a grant overtakes.
+fn slow_reads(plan: Plan) -> Plan {
+    Plan { slow: Slow { head_read: 100_000, ..Slow::default() }, ..plan }
+}
+
 /// Runs worlds until one sees a law broken; says how many it took.
 fn is_caught(name: &str, canaries: &Canaries, shape: impl Fn(Plan) -> Plan + Sync) {
     let report = campaign::run(1..1 + WORLDS, 1, |plan| Plan { canaries: canaries.clone(), ..shape(plan) });
@@ -100,16 +110,14 @@ fn canary_start_the_walk_anywhere() {
 #[test]
 fn canary_confirm_a_create_without_draining_anew() {
     is_caught("confirm a create without draining anew", &core(CoreCanary::NotDrainedAnew), |plan| {
-        let plan = busy(plan, &[Fault::KillServer, Fault::Cut, Fault::Cut], 300_000);
-        Plan { slow: Slow { head_write: 60_000, ..Slow::default() }, ..plan }
+        slow_writes(busy(plan, &[Fault::KillServer, Fault::Cut, Fault::Cut], 300_000))
     });
 }
 
 #[test]
 fn canary_answer_a_known_advice_at_once() {
     is_caught("answer a known advice at once", &client(ClientCanary::AdviceNotAnew), |plan| {
-        let plan = busy(plan, &[Fault::KillServer, Fault::Cut, Fault::Cut], 300_000);
-        Plan { slow: Slow { head_write: 60_000, ..Slow::default() }, ..plan }
+        slow_writes(busy(plan, &[Fault::KillServer, Fault::Cut, Fault::Cut], 300_000))
     });
 }
 
@@ -126,8 +134,7 @@ fn canary_skip_the_drain() {
 #[test]
 fn canary_answer_an_advice_without_a_drain() {
     is_caught("answer an advice without a drain", &client(ClientCanary::AdviceWithoutDrain), |plan| {
-        let plan = busy(plan, &[], 1);
-        Plan { slow: Slow { head_write: 60_000, ..Slow::default() }, ..plan }
+        slow_writes(busy(plan, &[], 1))
     });
 }
 
@@ -148,24 +155,21 @@ fn canary_keep_what_was_unique_over_an_advice() {
 #[test]
 fn canary_complete_a_read_at_message_2() {
     is_caught("complete a read at message 2", &client(ClientCanary::CompleteReadAtMessage2), |plan| {
-        let plan = busy(plan, &[], 1);
-        Plan { slow: Slow { head_read: 100_000, ..Slow::default() }, ..plan }
+        slow_reads(busy(plan, &[], 1))
     });
 }
 
 #[test]
 fn canary_confirm_a_broken_mark() {
     is_caught("confirm a broken mark", &core(CoreCanary::ConfirmBrokenMark), |plan| {
-        let plan = busy(plan, &[], 1);
-        Plan { slow: Slow { head_read: 100_000, ..Slow::default() }, ..plan }
+        slow_reads(busy(plan, &[], 1))
     });
 }
 
 #[test]
 fn canary_take_a_retry_for_an_ok() {
     is_caught("take a Retry for an Ok", &client(ClientCanary::ConfirmBrokenMark), |plan| {
-        let plan = busy(plan, &[], 1);
-        Plan { slow: Slow { head_read: 100_000, ..Slow::default() }, ..plan }
+        slow_reads(busy(plan, &[], 1))
     });
 }
 
