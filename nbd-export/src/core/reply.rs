@@ -1,5 +1,6 @@
-//! Replies, written into the connection's output window. Once structured replies are negotiated every reply is one: a
-//! READ must be, and an error can then bring its text.
+//! Replies, written into the connection's output window. Once structured replies are negotiated, those with data are: a
+//! READ must be answered so, and so is an error, which can then bring its text. What has nothing to tell stays a simple
+//! reply, as the protocol allows: clients take it in with one read of their socket instead of two.
 //!
 //! The caller has made sure of room ([`super::limits::REPLY_ROOM_BYTES`] beside data).
 
@@ -31,8 +32,13 @@ fn put_chunk(out: &mut Window, flags: u16, kind: u16, cookie: u64, len: usize) {
     out.put(&bytes);
 }
 
-/// Done, nothing to tell.
-pub fn done(out: &mut Window, structured: bool, cookie: u64) {
+/// Done, nothing to tell. Not for a READ.
+pub fn done(out: &mut Window, cookie: u64) {
+    put_simple(out, 0, cookie);
+}
+
+/// The whole answer to a READ of nothing.
+pub fn no_data(out: &mut Window, structured: bool, cookie: u64) {
     if structured {
         put_chunk(out, chunk::DONE, chunk::NONE, cookie, 0);
     } else {
@@ -99,10 +105,14 @@ mod tests {
     fn simple_replies_have_no_text() {
         let bytes = written(|out| error(out, false, 0x0102, Errno::EIO, "the disk is gone"));
         assert_eq!(bytes, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 1, 2]);
-        assert_eq!(
-            written(|out| data_header(out, false, 1, 0, 512, true)),
-            written(|out| done(out, false, 1))
-        );
+        assert_eq!(written(|out| data_header(out, false, 1, 0, 512, true)), written(|out| done(out, 1)));
+    }
+
+    #[test]
+    fn a_read_of_nothing_is_answered_in_the_negotiated_way() {
+        assert_eq!(written(|out| no_data(out, false, 7)), written(|out| done(out, 7)));
+        let chunk = [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0];
+        assert_eq!(written(|out| no_data(out, true, 7)), chunk);
     }
 
     #[test]

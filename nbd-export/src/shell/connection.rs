@@ -259,7 +259,10 @@ impl<S: Stream, E: Export> Connection<S, E> {
             Command::Write => unreachable!("writes have a payload"),
             Command::Flush => self.work.flush(cookie),
             Command::BlockStatus { one } => self.work.status(cookie, offset, len, one),
-            _ if len == 0 => reply::done(&mut self.output, self.terms.structured, cookie),
+            Command::Read { .. } if len == 0 => {
+                reply::no_data(&mut self.output, self.terms.structured, cookie);
+            }
+            _ if len == 0 => reply::done(&mut self.output, cookie),
             Command::Read { whole } => {
                 let reading = Reading { cookie, offset, end: offset + u64::from(len) };
                 if whole { self.read_whole(reading, len as usize) } else { self.read_piece(reading) }
@@ -298,7 +301,7 @@ impl<S: Stream, E: Export> Connection<S, E> {
         match outcome {
             Outcome::Read(reading, Ok(data)) => self.on_read(reading, data),
             Outcome::Read(Reading { cookie, .. }, Err(error)) => self.refuse(cookie, &error),
-            Outcome::Done(cookie, Ok(())) => reply::done(&mut self.output, self.terms.structured, cookie),
+            Outcome::Done(cookie, Ok(())) => reply::done(&mut self.output, cookie),
             Outcome::Done(cookie, Err(error)) => self.refuse(cookie, &error),
             Outcome::Part(write, result) => self.on_part(write, result),
             Outcome::Status { cookie, len, one, result } => self.on_status(cookie, len, one, result),

@@ -122,7 +122,6 @@ impl Client {
         loop {
             let magic = u32::from_be_bytes(self.take()?);
             if magic == wire::SIMPLE_REPLY_MAGIC {
-                assert!(!self.structured, "only structured replies once they are negotiated");
                 return self.simple();
             }
             assert_eq!(magic, wire::CHUNK_MAGIC);
@@ -136,7 +135,10 @@ impl Client {
     fn simple(&mut self) -> io::Result<Reply> {
         let errno = u32::from_be_bytes(self.take()?);
         let cookie = u64::from_be_bytes(self.take()?);
-        let len = self.reads.remove(&cookie).filter(|_| errno == 0);
+        let read = self.reads.remove(&cookie);
+        let tells_nothing = read.is_none() && errno == 0;
+        assert!(tells_nothing || !self.structured, "data and errors are structured once that is negotiated");
+        let len = read.filter(|_| errno == 0);
         let data = len.map(|len| self.take_vec(len)).transpose()?.map(|data| (0, data));
         Ok(Reply { cookie, errno, data: data.into_iter().collect(), ..Reply::default() })
     }
@@ -150,7 +152,9 @@ impl Client {
         let reply = self.partial.entry(cookie).or_insert_with(|| Reply { cookie, ..Reply::default() });
         let u32_at = |at: usize| u32::from_be_bytes(body[at..at + 4].try_into().expect("four bytes"));
         match kind {
-            chunk::NONE => assert!(body.is_empty() && flags == chunk::DONE),
+            chunk::NONE => {
+                assert!(body.is_empty() && flags == chunk::DONE && self.reads.contains_key(&cookie));
+            }
             chunk::OFFSET_DATA => {
                 assert!(len > 8, "a data chunk has data");
                 let offset = u64::from_be_bytes(body[..8].try_into().expect("eight bytes"));
@@ -167,7 +171,11 @@ impl Client {
             }
             other => panic!("unknown chunk {other}"),
         }
-        Ok(if flags & chunk::DONE != 0 { self.partial.remove(&cookie) } else { None })
+        if flags & chunk::DONE == 0 {
+            return Ok(None);
+        }
+        self.reads.remove(&cookie);
+        Ok(self.partial.remove(&cookie))
     }
 
     /// Whether the server has closed the connection (it may have sent things before).

@@ -46,7 +46,7 @@ impl<S: Stream, E: Export> Connection<S, E> {
         let attempt = if len == 0 { Attempt::Done } else { self.export.try_write(offset, data) };
         match attempt {
             Attempt::Done if fua => self.work.flush(cookie),
-            Attempt::Done => reply::done(&mut self.output, self.terms.structured, cookie),
+            Attempt::Done => reply::done(&mut self.output, cookie),
             Attempt::WouldBlock => self.work.write(cookie, offset, Bytes::copy_from_slice(data), fua),
             Attempt::Failed(error) => self.refuse(cookie, &error),
         }
@@ -108,7 +108,7 @@ impl<S: Stream, E: Export> Connection<S, E> {
         match failed {
             Some(error) => self.refuse(cookie, &error),
             None if fua => self.work.flush(cookie),
-            None => reply::done(&mut self.output, self.terms.structured, cookie),
+            None => reply::done(&mut self.output, cookie),
         }
     }
 }
