@@ -71,7 +71,7 @@ impl<S: Storage> Files<S> {
             return Ok(file.clone());
         }
         let file = match origin {
-            Origin::Pool => self.storage.open(&head_path(volume), Access::Read).await?,
+            Origin::Pool => self.storage.open(&head_path(volume), Access::ReadScattered).await?,
             Origin::Adopted { path, device, inode } => {
                 let file = self.storage.open_origin(path).await?;
                 let stat = self.storage.stat_file(&file).await?;

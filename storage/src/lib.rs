@@ -67,6 +67,8 @@ pub type Result<T> = std::result::Result<T, StorageError>;
 pub enum Access {
     /// Reading only.
     Read,
+    /// Reading only, small pieces anywhere: nothing is read ahead.
+    ReadScattered,
     /// Reading and writing.
     ReadWrite,
 }

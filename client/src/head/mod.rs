@@ -21,11 +21,13 @@ use csnap_proto::message::volume::{Geometry, Head};
 
 use crate::core::{IoFailure, RequestError};
 
+mod ahead;
 mod arenas;
 mod direct;
 mod pace;
 mod syncing;
 
+use ahead::ReadAhead;
 pub(crate) use arenas::Arenas;
 use direct::Direct;
 use pace::Pace;
@@ -33,6 +35,9 @@ use syncing::Syncing;
 
 /// Page of the kernel's cache: a buffered write of whole pages never has to read first.
 const PAGE_BYTES: u64 = 4096;
+
+/// A buffered write is cut into pieces of this size, so that the kernel keeps it in folios no larger: see [`ahead`].
+const PIECE_BYTES: usize = 128 << 10;
 
 /// Zeros are written in pieces of this size where the medium cannot zero: large enough to stream.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -54,6 +59,7 @@ pub(crate) struct HeadFile {
     file: File,
     path: PathBuf,
     direct: Option<Direct>,
+    ahead: ReadAhead,
     /// The kernel knows reads that do not wait, on this file system.
     nowait: AtomicBool,
     pace: Pace,
@@ -81,8 +87,8 @@ impl HeadFile {
             check_identity(&file, &path, device, inode)?;
         }
         let direct = config.shared.then(|| Direct::new(geometry.size_bytes)).transpose()?;
-        let nowait = AtomicBool::new(true);
-        Ok(Self { file, path, direct, nowait, pace: Pace::default(), syncing: Syncing::default() })
+        let (ahead, nowait) = (ReadAhead::of(&file), AtomicBool::new(true));
+        Ok(Self { file, path, direct, ahead, nowait, pace: Pace::default(), syncing: Syncing::default() })
     }
 
     /// Tries to take the writer's lock; `false` if another process has it, or I/O of a dead one is still in flight.
@@ -130,7 +136,7 @@ impl HeadFile {
             return Ok(false);
         }
         let began = self.pace.begin();
-        let result = self.file.write_all_at(data, offset).map_err(|error| self.failure("write", &error));
+        let result = self.write_buffered(offset, data).map_err(|error| self.failure("write", &error));
         self.pace.end(began, data.len());
         result.map(|()| true)
     }
@@ -154,6 +160,7 @@ impl HeadFile {
         let read = match &self.direct {
             Some(direct) => direct.read(&self.file, offset, len),
             None => {
+                self.ahead.on_miss(&self.file, offset, len as u64);
                 let mut buf = vec![0; len];
                 self.file.read_exact_at(&mut buf, offset).map(|()| Bytes::from(buf))
             }
@@ -167,9 +174,17 @@ impl HeadFile {
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoFailure> {
         let written = match &self.direct {
             Some(direct) => direct.write(&self.file, offset, data),
-            None => self.file.write_all_at(data, offset),
+            None => self.write_buffered(offset, data),
         };
         written.map_err(|error| self.failure("write", &error))
+    }
+
+    fn write_buffered(&self, mut offset: u64, data: &[u8]) -> io::Result<()> {
+        for piece in data.chunks(PIECE_BYTES) {
+            self.file.write_all_at(piece, offset)?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// Gives space back; the range reads as zeros, or as before where the medium cannot punch.

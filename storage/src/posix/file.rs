@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
 
 use super::engine::Engine;
+use crate::Access;
 
 /// An open file description. Operations under way hold it too, so that it is closed, and its lock given up, only
 /// after the last of them returned.
@@ -53,6 +54,13 @@ impl PosixFile {
     pub(super) fn let_wait(&self) -> Result<(), Errno> {
         let flags = rustix::fs::fcntl_getfl(self.fd())?;
         rustix::fs::fcntl_setfl(self.fd(), flags - OFlags::NONBLOCK)
+    }
+
+    /// Tells the kernel how it will be read, which costs no I/O. A file system that does not know the advice reads as usual.
+    pub(super) fn expect_access(&self, access: Access) {
+        if access == Access::ReadScattered {
+            let _ = rustix::fs::fadvise(self.fd(), 0, None, Advice::Random);
+        }
     }
 
     pub(super) fn path(&self) -> &str {

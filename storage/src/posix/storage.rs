@@ -71,6 +71,7 @@ impl PosixStorage {
             });
         }
         file.let_wait().map_err(|errno| storage_error(&name, "open", errno))?;
+        file.expect_access(access);
         Ok(file)
     }
 
@@ -134,11 +135,13 @@ impl Storage for PosixStorage {
     type File = PosixFile;
 
     async fn open(&self, path: &str, access: Access) -> Result<PosixFile> {
-        self.open_with(path, relative(path)?, access_flags(access)).await
+        let file = self.open_with(path, relative(path)?, access_flags(access)).await?;
+        file.expect_access(access);
+        Ok(file)
     }
 
     async fn open_origin(&self, path: &str) -> Result<PosixFile> {
-        self.open_absolute(Path::new(path), Access::Read).await
+        self.open_absolute(Path::new(path), Access::ReadScattered).await
     }
 
     async fn create(&self, path: &str) -> Result<PosixFile> {
@@ -279,7 +282,7 @@ impl Storage for PosixStorage {
 
 fn access_flags(access: Access) -> OFlags {
     match access {
-        Access::Read => OFlags::RDONLY,
+        Access::Read | Access::ReadScattered => OFlags::RDONLY,
         Access::ReadWrite => OFlags::RDWR,
     }
 }

@@ -182,7 +182,9 @@ impl SimFile {
     fn check_writable(&self, what: &'static str) -> Result<()> {
         match self.access() {
             Access::ReadWrite => Ok(()),
-            Access::Read => Err(failed(self.path(), what, EBADF, "Bad file descriptor")),
+            Access::Read | Access::ReadScattered => {
+                Err(failed(self.path(), what, EBADF, "Bad file descriptor"))
+            }
         }
     }
 }
