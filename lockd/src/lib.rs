@@ -8,6 +8,7 @@
 //! - [`shell`]: the daemon (feature `shell`);
 //! - [`client`]: the other half of the conversation, for agents.
 
+pub mod canary;
 pub mod client;
 pub mod core;
 #[cfg(feature = "shell")]

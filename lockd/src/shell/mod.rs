@@ -33,6 +33,7 @@ use tracing::{info, warn};
 pub use self::config::LockdConfig;
 use self::connection::Connection;
 use self::socket::now;
+use crate::canary::Broken;
 use crate::core::table::Table;
 use crate::core::{ConnectionId, Input, Lockd, Output};
 use crate::store::{self, LOG_BYTES, Store, StoreError, StoreOptions, record};
@@ -97,7 +98,7 @@ impl Daemon {
             .with_context(|| format!("cannot open {dir}"))?;
         let mut fresh_id = [0; 16];
         getrandom::fill(&mut fresh_id).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-        let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES };
+        let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES, broken: Broken::default() };
         let (store, table) =
             Store::open(storage, options).await.with_context(|| format!("lockd in {dir}"))?;
         let (events, inbox) = mpsc::channel(EVENTS_MAX);

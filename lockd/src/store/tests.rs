@@ -7,10 +7,17 @@ use csnap_proto::{LockId, Name, Secret, Sequence, SessionId};
 use csnap_storage::sim::executor::{Task, run};
 use csnap_storage::sim::{Fault, FaultError, OperationKind, SimDisk, SimNode, SimStorage};
 
+use bytes::Bytes;
+use csnap_storage::{BLOCK_BYTES, Storage};
+
+use super::record::{BATCH_BYTES_MAX, LogPlace, encode_batch};
 use super::*;
+use crate::canary::Broken;
+use crate::core::table::{Command, Table};
 
 const NODE: SimNode = SimNode(1);
-const OPTIONS: StoreOptions = StoreOptions { fresh_id: [7; 16], log_bytes: LOG_BYTES_MIN };
+const OPTIONS: StoreOptions =
+    StoreOptions { fresh_id: [7; 16], log_bytes: LOG_BYTES_MIN, broken: Broken::NONE };
 
 const SESSION: SessionId = SessionId([1; 16]);
 
@@ -63,7 +70,7 @@ async fn history(
     acknowledged: &std::cell::Cell<u64>,
 ) -> Result<()> {
     let (mut store, mut table) = Store::open(storage, OPTIONS).await?;
-    let mut done = store.place.sequence - 1;
+    let mut done = store.log.place.sequence - 1;
     acknowledged.set(done);
     let mut size = 1;
     while done < count {
@@ -89,7 +96,7 @@ async fn history(
 /// The table that is there, which must be one after at least `acknowledged` and at most `written` commands.
 fn check_survivor(disk: &SimDisk, acknowledged: u64, written: u64) -> u64 {
     let (store, table) = open(disk).expect("what a crash leaves can be opened");
-    let count = store.place.sequence - 1;
+    let count = store.log.place.sequence - 1;
     assert!((acknowledged..=written).contains(&count), "{acknowledged} <= {count} <= {written}");
     assert_eq!(table, table_after(count));
     assert_eq!(table.check(), Ok(()));
@@ -201,7 +208,7 @@ fn batches_of_another_place_generation_or_directory_are_none() {
     let commands = [encoded(&command(1)), encoded(&command(2))];
     let batch = encode_batch(place, &commands);
     let read = record::decode_batch(&batch, place).expect("whole");
-    assert_eq!((read.len, read.commands.len()), (batch.len() as u64, 2));
+    assert_eq!((read.len, read.items.len()), (batch.len() as u64, 2));
     for other in [
         LogPlace { id: [8; 16], ..place },
         LogPlace { generation: 4, ..place },
@@ -328,7 +335,7 @@ fn a_full_disk_keeps_no_lockd_from_starting_and_costs_nothing_acknowledged() {
         match open(&disk) {
             Ok((mut store, table)) => {
                 opened += 1;
-                let served = store.place.sequence - 1;
+                let served = store.log.place.sequence - 1;
                 assert_eq!(table, table_after(served));
                 assert!(served >= acknowledged.get() && disk.peek("snapshot.tmp").is_none());
                 run(store.append(&[encoded(&command(served + 1))])).expect("its space is there already");

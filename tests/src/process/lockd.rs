@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use csnap_lockd::canary::Broken;
 use csnap_lockd::core::table::Table;
 use csnap_lockd::core::{ConnectionId, Input, Lockd, Output};
 use csnap_lockd::store::record::batch_count;
@@ -58,7 +59,7 @@ impl LockdProc {
         match event {
             Event::Start | Event::Timer(_) => {
                 let (storage, fresh_id) = (sim.local(self.id), sim.draw());
-                let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES_MIN };
+                let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES_MIN, broken: Broken::default() };
                 self.tasks.spawn(async move { Ended::Opened(Store::open(storage, options).await) });
             }
             Event::Tick => self.step(sim, Input::Tick),
