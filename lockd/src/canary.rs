@@ -10,7 +10,8 @@ pub enum Canary {
     AckBeforeSync,
     /// Take damage in the middle of the log for its end.
     AcceptTornMiddle,
-    /// Name a replica by its seat and not by its disk, so that one whose disk was lost votes again.
+    /// Name a replica by its seat and not by its disk, so that one whose disk was lost votes again. Who opens the log
+    /// breaks it, by what it draws.
     VoteAfterAmnesia,
 }
 

@@ -5,12 +5,15 @@
 //!
 //! - [`core`]: what is decided, pure;
 //! - [`store`]: the durable log, as procedures over any storage;
+//! - [`replica`]: several replicas of it (feature `replica`);
 //! - [`shell`]: the daemon (feature `shell`);
 //! - [`client`]: the other half of the conversation, for agents.
 
 pub mod canary;
 pub mod client;
 pub mod core;
+#[cfg(feature = "replica")]
+pub mod replica;
 #[cfg(feature = "shell")]
 pub mod shell;
 pub mod store;

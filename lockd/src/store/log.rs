@@ -112,6 +112,19 @@ impl<S: Storage> Log<S> {
         self.place.offset + record::batch_len(items) <= self.log_bytes
     }
 
+    /// Whether items of these sizes have room in the log as it is, in as many batches as it takes.
+    #[must_use]
+    pub fn fits_batches(&self, sizes: impl IntoIterator<Item = usize>) -> bool {
+        // A batch is cut short by less than its largest item, and padded by less than a block.
+        let (mut bytes, mut largest) = (0, 0);
+        for size in sizes {
+            bytes += size + 4;
+            largest = largest.max(size + 4);
+        }
+        let batches = bytes.div_ceil(record::BATCH_BYTES_MAX.saturating_sub(largest).max(1));
+        self.place.offset + (bytes + batches * 2 * BLOCK_BYTES) as u64 <= self.log_bytes
+    }
+
     /// Whether it is time for [`Self::roll`].
     #[must_use]
     pub fn is_nearly_full(&self) -> bool {

@@ -85,6 +85,9 @@ pub enum StoreError {
     /// durable.
     #[error("the names in lockd's directory may not be durable, a sync of it failed: {0}")]
     Names(StorageError),
+    /// The log has no room, and a new one could not be begun.
+    #[error("lockd cannot keep what it promises: {0}; free space on its disk")]
+    Full(&'static str),
     /// An earlier write or sync failed.
     #[error("the store failed before and is not used again")]
     Failed,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use csnap_proto::message::lock::{LockOp, Mode, UnlockValue};
+use csnap_proto::message::lock::{Flags, LockOp, Mode, ValueChange};
 use csnap_proto::{LockId, Name, Secret, Sequence, SessionId};
 use csnap_storage::sim::executor::{Task, run};
 use csnap_storage::sim::{Fault, FaultError, OperationKind, SimDisk, SimNode, SimStorage};
@@ -40,8 +40,8 @@ fn command(n: u64) -> Command {
     }
     let round = n / 3 + 1;
     let op = match n % 3 {
-        2 => LockOp::Lock { resource: "r".into(), mode: Mode::Ex, no_queue: true },
-        0 => LockOp::Unlock { lock: LockId(round - 1), value: UnlockValue::Write(n.to_le_bytes().to_vec()) },
+        2 => LockOp::lock("r", Mode::Ex, Flags::NOQUEUE),
+        0 => LockOp::unlock(LockId(round - 1), ValueChange::Write(n.to_le_bytes().to_vec())),
         _ => LockOp::SetInfo { info: n.to_le_bytes().repeat(250) },
     };
     let sequence = Sequence(n - 1);
