@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use csnap_proto::limits::FRAME_BYTES_MAX;
-use csnap_proto::message::lock::{FromLockd, LockEvent, LockOp, LockReply, Mode, UnlockValue};
+use csnap_proto::message::lock::{Flags, FromLockd, LockEvent, LockOp, LockReply, Mode, ValueChange};
 use csnap_proto::{LockId, Name, RequestId, Secret, SessionId, Term, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
@@ -72,7 +72,7 @@ fn client(n: u8) -> LockClient {
 }
 
 fn lock(mode: Mode) -> LockOp {
-    LockOp::Lock { resource: "csnap/server".into(), mode, no_queue: false }
+    LockOp::lock("csnap/server", mode, Flags::NONE)
 }
 
 fn granted_term(reply: &LockReply) -> Term {
@@ -96,23 +96,19 @@ fn a_restart_forgets_nothing_and_grants_nothing_twice() {
         lockd.stop();
         let lockd = start(dir.path()).await.expect("starts again");
         assert_eq!(lockd.address, address, "its clients know it by its port");
-        let write = LockOp::Convert {
-            lock: LockId(1),
-            mode: Mode::Pw,
-            no_queue: true,
-            value: Some(b"here".to_vec()),
-        };
+        let write = LockOp::write(LockId(1), Mode::Pw, b"here".to_vec());
         assert_eq!(granted_term(&a.operate(write).await.expect("resumed")), Term(1));
-        let unlock = LockOp::Unlock { lock: LockId(1), value: UnlockValue::Keep };
+        let unlock = LockOp::unlock(LockId(1), ValueChange::Keep);
         assert_eq!(a.operate(unlock).await, Ok(LockReply::Done));
         let value = loop {
-            if let ClientEvent::Event(LockEvent::Granted { lock, value }) =
+            if let ClientEvent::Event(LockEvent::Granted { lock, value, .. }) =
                 b_events.recv().await.expect("lives on")
             {
                 assert_eq!(lock.term, Term(2));
                 break value;
             }
         };
+        let value = value.expect("a new lock reads");
         assert_eq!((value.bytes.as_slice(), value.valid), (b"here".as_slice(), true));
         lockd.stop();
     });
@@ -139,15 +135,13 @@ fn a_log_that_is_full_is_followed_by_the_next() {
         a.operate(lock(Mode::Pw)).await.expect("open");
         let writes = u32::try_from(LOG_BYTES / 4096).expect("small");
         for n in 0..writes {
-            let value = Some(n.to_le_bytes().to_vec());
-            let op = LockOp::Convert { lock: LockId(1), mode: Mode::Pw, no_queue: true, value };
-            a.operate(op).await.expect("open");
+            a.operate(LockOp::write(LockId(1), Mode::Pw, n.to_le_bytes())).await.expect("open");
         }
         assert!(dir.path().join("log-2").exists() && !dir.path().join("log-1").exists());
         lockd.stop();
         let lockd = start(dir.path()).await.expect("starts again");
         let reply = a.operate(lock(Mode::Cr)).await.expect("resumed");
-        let LockReply::Granted { value, .. } = reply else { panic!("{reply:?}") };
+        let LockReply::Granted { value: Some(value), .. } = reply else { panic!("{reply:?}") };
         assert_eq!(value.bytes, (writes - 1).to_le_bytes());
         lockd.stop();
     });

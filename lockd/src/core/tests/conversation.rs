@@ -1,6 +1,6 @@
 //! What an honest client can rely on.
 
-use csnap_proto::message::lock::{LockEvent, LockReply, UnlockValue};
+use csnap_proto::message::lock::{LockEvent, LockReply, Watched};
 use csnap_proto::{LockId, RequestId, Term};
 
 use super::*;
@@ -72,7 +72,7 @@ fn an_owner_resumes_after_what_it_asked_for_earlier_is_done() {
     let mut world = World::with_peers(1);
     world.lock(0, Mode::Ex);
     world.syncing = false;
-    world.operate(0, LockOp::Unlock { lock: LockId(1), value: UnlockValue::Keep });
+    world.operate(0, LockOp::unlock(LockId(1), ValueChange::Keep));
     world.drop_connection(0);
     world.run(Duration::from_millis(1));
     assert_eq!(world.unsynced.len(), 1, "nothing was sent again");
@@ -226,14 +226,14 @@ fn a_closed_session_lets_go_at_once() {
 #[test]
 fn events_that_were_missed_come_once_and_in_order() {
     let mut world = World::with_peers(2);
-    world.operate(0, LockOp::Watch { resource: "r".into() });
+    world.operate(0, LockOp::watch(Watched::Value("r".into())));
     world.lock(1, Mode::Pw);
     world.events(0);
     world.peers[0].cut = true;
     world.drop_connection(0);
     let lock = LockId(1);
     for n in 0..5u8 {
-        let op = LockOp::Convert { lock, mode: Mode::Pw, no_queue: true, value: Some(vec![n]) };
+        let op = LockOp::write(lock, Mode::Pw, [n]);
         world.operate(1, op);
     }
     world.peers[0].cut = false;
@@ -250,10 +250,10 @@ fn events_that_were_missed_come_once_and_in_order() {
 #[test]
 fn seen_events_are_forgotten_by_renewals() {
     let mut world = World::with_peers(2);
-    world.operate(0, LockOp::Watch { resource: "r".into() });
+    world.operate(0, LockOp::watch(Watched::Value("r".into())));
     world.lock(1, Mode::Pw);
     for n in 0..100u8 {
-        let op = LockOp::Convert { lock: LockId(1), mode: Mode::Pw, no_queue: true, value: Some(vec![n]) };
+        let op = LockOp::write(LockId(1), Mode::Pw, [n]);
         world.operate(1, op);
     }
     world.run(Duration::from_secs(1));
@@ -315,9 +315,9 @@ fn after_a_restart_terms_grow_on_and_every_lease_is_full() {
 fn giving_up_sets_the_value_as_told() {
     let mut world = World::with_peers(1);
     world.lock(0, Mode::Pw);
-    let value = UnlockValue::Write(b"gone".to_vec());
-    world.operate(0, LockOp::Unlock { lock: LockId(1), value });
-    world.operate(0, LockOp::Watch { resource: "r".into() });
+    let value = ValueChange::Write(b"gone".to_vec());
+    world.operate(0, LockOp::unlock(LockId(1), value));
+    world.operate(0, LockOp::watch(Watched::Value("r".into())));
     let events = world.events(0);
     let Some(ClientEvent::Answer { reply: LockReply::Value { value, vacant }, .. }) = events.last() else {
         panic!("{events:?}")
