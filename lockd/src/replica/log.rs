@@ -107,7 +107,9 @@ impl<S: Storage> ReplicaLog<S> {
 }
 
 impl Write {
-    fn number(&self) -> Option<u64> {
+    /// Its number, if it has one.
+    #[must_use]
+    pub fn number(&self) -> Option<u64> {
         match self {
             Self::Append { number, .. } | Self::Begin { number, .. } => Some(*number),
             Self::Roll { .. } => None,

@@ -160,6 +160,10 @@ impl PeerMessage {
         }
         let numbers = match &self.body {
             Body::Append { index, log_term, commit, entries } => {
+                // The library takes no term for the term of any entry that it does not have.
+                if (*index == 0) != (*log_term == 0) {
+                    return Err("it comes after no entry");
+                }
                 check_entries(entries, *index, *log_term)?;
                 if entries.last().is_some_and(|last| last.term > self.term) {
                     return Err("an entry is from a later term");

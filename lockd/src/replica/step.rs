@@ -10,7 +10,7 @@ use csnap_proto::Time;
 use raft::{Config, RawNode, StateRole};
 
 use super::disk::Saved;
-use super::message::{Content, Image, PeerMessage, conf_change};
+use super::message::{Body, Content, Image, PeerMessage, conf_change};
 use super::mirror::Mirror;
 use super::{
     APPEND_BYTES_MAX, APPENDS_IN_FLIGHT_MAX, COMMAND_BYTES_MAX, Change, Members, ReplicaId, Timing,
@@ -300,7 +300,8 @@ impl Replica {
     }
 
     fn on_message(&mut self, message: PeerMessage) {
-        if guard::refuse(&self.raw, self.id, &message).is_some() {
+        let early = message.body == Body::TakeOver && self.waits_for_its_disk();
+        if early || guard::refuse(&self.raw, self.id, &message).is_some() {
             return;
         }
         // Whoever knows this disk by its id was told so by it, or by who runs the group.

@@ -2,6 +2,10 @@
 //!
 //! `CSNAP_REPLICA_SEEDS` worlds from `CSNAP_REPLICA_SEED_FIRST` on; a world that fails prints its seed.
 
+mod alone;
+mod canaries;
+mod disk;
+mod hostile;
 mod judge;
 mod net;
 mod node;

@@ -83,9 +83,10 @@ impl Replica {
         self.raw.raft.set_randomized_election_timeout(wait);
     }
 
-    /// One whose own vote is a majority elects itself within the call, so nothing older may be on its way to the disk.
-    fn waits_for_its_disk(&self) -> bool {
-        self.is_alone() && !self.outstanding.is_empty()
+    /// It must not campaign now: it lacks what it would lead with, a state that is not durable; or its own vote is a
+    /// majority, so that it would lead within the call, before what it wrote earlier is durable.
+    pub(super) fn waits_for_its_disk(&self) -> bool {
+        self.installing.is_some() || (self.is_alone() && !self.outstanding.is_empty())
     }
 
     /// A state that got lost is not asked for again; so it is sent again.
