@@ -8,7 +8,10 @@
 //! | `CSNAP_LOCK_DEPTH` | 4 | operations of the search without flags |
 //! | `CSNAP_LOCK_FLAG_DEPTH` | 2 | operations of the search with each flag |
 
+#[cfg(feature = "canary")]
+mod canaries;
 mod model;
 mod random;
+mod search;
 mod store;
 mod tables;
