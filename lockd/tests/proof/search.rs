@@ -448,14 +448,14 @@ fn report(what: &str, depth: usize, found: Result<Found, String>) -> usize {
 
 #[test]
 fn no_state_of_a_small_world_breaks_the_rules() {
-    let depth = depth("CSNAP_LOCK_DEPTH", 4);
+    let depth = depth("CSNAP_LOCK_DEPTH", 5);
     let states = report("no flags", depth, search(Table::default, &[Flags::NONE], depth));
     assert!(states > 1000, "the search looks at more than that");
 }
 
 #[test]
 fn no_state_with_any_one_flag_breaks_the_rules() {
-    let depth = depth("CSNAP_LOCK_FLAG_DEPTH", 2);
+    let depth = depth("CSNAP_LOCK_FLAG_DEPTH", 3);
     let mut states = 0;
     for (name, flag) in Flags::ALL.into_iter().filter(|(_, flag)| *flag != Flags::FORCEUNLOCK) {
         // What goes with another flag only is tried with it.
