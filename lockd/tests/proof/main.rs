@@ -6,7 +6,8 @@
 //! | `CSNAP_LOCK_OPERATIONS` | 60,000 | random operations |
 //! | `CSNAP_LOCK_SEED` | 1 | seed of the first history |
 //! | `CSNAP_LOCK_DEPTH` | 5 | operations of the search without flags |
-//! | `CSNAP_LOCK_FLAG_DEPTH` | 3 | operations of the search with each flag |
+//! | `CSNAP_LOCK_FLAG_DEPTH` | 3 | operations of the searches with one flag each |
+//! | `CSNAP_LOCK_MIXED_DEPTH` | 3 | operations of the search with all flags mixed |
 
 #[cfg(feature = "canary")]
 mod canaries;

@@ -86,6 +86,7 @@ impl History {
         self.model.open(session, node, info);
         self.sequences.insert(session, Sequence(0));
         self.told.insert(session, Vec::new());
+        self.last = None;
         self.compare_events(effects);
     }
 
