@@ -5,7 +5,7 @@ use csnap_proto::message::lock::{Flags, LockEvent, LockReply, Mode, Owner, Told,
 use csnap_proto::{LockId, SessionId, Term};
 
 use super::operate::{Outcome, invalid};
-use super::resource::{Asked, Lock, Resource};
+use super::resource::{Asked, Lock};
 use super::{Effect, RESOURCES_MAX, Table};
 use crate::core::flags::{check_convert, check_lock};
 use crate::core::mode::{Direction, direction};
@@ -38,13 +38,11 @@ impl Table {
             Some((mode, told)) => self.grant(id, mode, told),
             None => {
                 self.enqueue(id, mode, flags);
-                match self.judge_circle(session, id, flags) {
-                    Ok(told) => LockReply::Queued { lock: id, told },
-                    Err(refusal) => {
-                        self.drop_lock(id, ValueChange::Keep);
-                        return refusal.into();
-                    }
-                }
+                let Some(told) = self.judge_circle(session, id, flags) else {
+                    self.drop_lock(id, ValueChange::Keep);
+                    return LockReply::Deadlock.into();
+                };
+                LockReply::Queued { lock: id, told }
             }
         };
         Outcome { touched: Some((name, before)), ..reply.into() }
@@ -105,80 +103,68 @@ impl Table {
         }
         let name = lock.resource.clone();
         let before = self.standing(&name);
-        let mut asked =
+        let asked =
             Asked { id: Some(id), wanted: mode, flags, converts: true, queued: false, broken: self.broken };
-        let mut told = Told::default();
-        if self.resources[&name].grantable(&asked, &self.locks).is_none() {
-            if flags.has(Flags::NOQUEUE) {
-                return self.would_block(&name, Some(id), mode, flags);
-            }
-            match self.resolve_deadlock(&name, &asked, effects) {
-                Ok(resolved) => told = resolved,
-                Err(refusal) => return refusal.into(),
-            }
-            // What comes after the demotion is the rule for a conversion that never held anything: no alternative.
-            if told.demoted {
-                asked.flags = flags.without(Flags::ALTPR | Flags::ALTCW);
-            }
-        }
-        let touched = Some((name.clone(), before));
-        if let Some((granted, how)) = self.resources[&name].grantable(&asked, &self.locks) {
-            // A conversion that writes is never blocked: whatever goes with the higher mode goes with the lower.
+        if let Some((mode, told)) = self.resources[&name].grantable(&asked, &self.locks) {
             self.change_value(id, value);
-            let reply = self.grant(id, granted, Told { demoted: told.demoted, ..how });
-            return Outcome { touched, ..reply.into() };
+            let reply = self.grant(id, mode, told);
+            return Outcome { touched: Some((name, before)), ..reply.into() };
         }
         assert!(
             value == ValueChange::Keep,
-            "a conversion from a writer mode that does not go up is never blocked"
+            "whatever goes with a mode goes with a lower one: no write waits"
         );
-        self.enqueue(id, mode, flags);
-        match self.judge_circle(session, id, flags) {
-            Ok(judged) => {
-                let told = Told { deadlock: told.deadlock || judged.deadlock, ..told };
-                Outcome { touched, ..LockReply::Queued { lock: id, told }.into() }
-            }
-            Err(refusal) => {
-                self.dequeue(id);
-                let demoted = told.demoted.then_some((session, LockEvent::Demoted { lock: id }));
-                Outcome { reply: refusal, touched, notices: demoted.into_iter().collect() }
-            }
+        if flags.has(Flags::NOQUEUE) {
+            return self.would_block(&name, Some(id), mode, flags);
         }
+        let Some(told) = self.resolve_deadlock(&name, &asked, effects) else {
+            return LockReply::Deadlock.into();
+        };
+        let outcome = self.wait_or_not(session, &name, &asked, told);
+        Outcome { touched: Some((name, before)), ..outcome }
     }
 
-    /// A conversion that cannot be granted may be one that never can. It is refused, or gives its mode up, or is told.
-    fn resolve_deadlock(
-        &mut self,
-        name: &str,
-        asked: &Asked,
-        effects: &mut Vec<Effect>,
-    ) -> Result<Told, LockReply> {
+    /// A conversion that could not be granted: queued, unless a demotion made room for it or it would close a circle.
+    fn wait_or_not(&mut self, session: SessionId, name: &str, asked: &Asked, told: Told) -> Outcome {
         let id = asked.id.expect("conversions are of locks");
-        let resource: &Resource = &self.resources[name];
-        if !resource.is_conversion_deadlock(id, asked.wanted, asked.flags, &self.locks) {
-            return Ok(Told::default());
+        // After a demotion only the wanted mode will do: the alternative was for what it held.
+        let strict = Asked { flags: asked.flags.without(Flags::ALTPR | Flags::ALTCW), ..*asked };
+        let now = told.demoted && self.resources[name].grantable(&strict, &self.locks).is_some();
+        if now {
+            return self.grant(id, asked.wanted, told).into();
+        }
+        self.enqueue(id, asked.wanted, asked.flags);
+        if let Some(circle) = self.judge_circle(session, id, asked.flags) {
+            let told = Told { deadlock: told.deadlock || circle.deadlock, ..told };
+            return LockReply::Queued { lock: id, told }.into();
+        }
+        self.dequeue(id);
+        let demoted = told.demoted.then_some((session, LockEvent::Demoted { lock: id }));
+        Outcome { notices: demoted.into_iter().collect(), ..LockReply::Deadlock.into() }
+    }
+
+    /// A conversion that cannot be granted may be one that never can. Then it gives its mode up, or is told; or `None`: it
+    /// is refused.
+    fn resolve_deadlock(&mut self, name: &str, asked: &Asked, effects: &mut Vec<Effect>) -> Option<Told> {
+        let id = asked.id.expect("conversions are of locks");
+        if !self.resources[name].is_conversion_deadlock(id, asked.wanted, asked.flags, &self.locks) {
+            return Some(Told::default());
         }
         if asked.flags.has(Flags::CONVDEADLK) {
             self.demote(id);
             // Those that it kept waiting come first.
             self.grant_conversions(name, effects);
-            return Ok(Told { demoted: true, ..Told::default() });
+            return Some(Told { demoted: true, ..Told::default() });
         }
-        if asked.flags.has(Flags::NODLCKWT) {
-            return Ok(Told { deadlock: true, ..Told::default() });
-        }
-        Err(LockReply::Deadlock)
+        asked.flags.has(Flags::NODLCKWT).then_some(Told { deadlock: true, ..Told::default() })
     }
 
-    /// Whether a request that was just queued may stay, and what its owner is told.
-    fn judge_circle(&self, session: SessionId, id: LockId, flags: Flags) -> Result<Told, LockReply> {
+    /// What the owner of a request that was just queued is told; `None`: it closes a circle and must not stay.
+    fn judge_circle(&self, session: SessionId, id: LockId, flags: Flags) -> Option<Told> {
         // At the head of the queue it makes others wait for its session too: then any request of it may close a circle.
         let others = self.counted_waits(session).filter(|_| flags.has(Flags::HEADQUE));
         let deadlock = self.is_in_circle(session, others.chain([id]));
-        if deadlock && !flags.has(Flags::NODLCKWT) {
-            return Err(LockReply::Deadlock);
-        }
-        Ok(Told { deadlock, ..Told::default() })
+        (!deadlock || flags.has(Flags::NODLCKWT)).then_some(Told { deadlock, ..Told::default() })
     }
 
     /// Someone is in the way. With NOQUEUEBAST they are told, each once per higher mode.
