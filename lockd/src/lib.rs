@@ -5,7 +5,8 @@
 //!
 //! - [`core`]: what is decided, pure;
 //! - [`store`]: the durable log, as procedures over any storage;
-//! - [`replica`]: several replicas of it (feature `replica`);
+//! - [`replica`]: several replicas of a log of commands (feature `replica`);
+//! - [`replicated`]: the two together, what a daemon runs;
 //! - [`shell`]: the daemon (feature `shell`);
 //! - [`client`]: the other half of the conversation, for agents.
 
@@ -14,6 +15,8 @@ pub mod client;
 pub mod core;
 #[cfg(feature = "replica")]
 pub mod replica;
+#[cfg(feature = "replica")]
+pub mod replicated;
 #[cfg(feature = "shell")]
 pub mod shell;
 pub mod store;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use csnap_proto::Time;
-use raft::{Config, RawNode, StateRole};
+use raft::{Config, Progress, ProgressState, RawNode, StateRole};
 
 use super::disk::Saved;
 use super::message::{Body, Content, Image, PeerMessage, conf_change};
@@ -17,6 +17,9 @@ use super::{
     UNCOMMITTED_BYTES_MAX, encode, guard,
 };
 use crate::canary::Broken;
+
+/// A replica that lacks fewer entries than this has caught up: less than a heartbeat's worth under load.
+const CAUGHT_UP_ENTRIES: u64 = 100;
 
 /// What happened.
 #[derive(Debug)]
@@ -269,9 +272,11 @@ impl Replica {
     /// transfer will be quick.
     #[must_use]
     pub fn has_caught_up(&self, id: ReplicaId) -> bool {
-        let behind = |matched| self.raw.raft.raft_log.last_index().saturating_sub(matched);
-        self.is_leader()
-            && self.raw.raft.prs().get(id.0).is_some_and(|progress| behind(progress.matched) < 100)
+        let last = self.raw.raft.raft_log.last_index();
+        let follows = |progress: &Progress| {
+            progress.state == ProgressState::Replicate && progress.matched + CAUGHT_UP_ENTRIES > last
+        };
+        self.is_leader() && self.raw.raft.prs().get(id.0).is_some_and(follows)
     }
 
     fn is_leader(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The daemon around the core: `csnap lockd`.
 //!
-//! One thread. It waits for one event, steps the core, carries out the outputs in order. Commands gather while a batch
-//! is being made durable and go out together as the next: that is the group commit. A write or sync that fails ends the
+//! One thread. It waits for one event, steps the core, carries out the outputs in order. Writes gather while a batch is
+//! being made durable and go out together as the next: that is the group commit. A write or sync that fails ends the
 //! process; whoever starts it again finds everything that was answered.
 //!
 //! What it is not: a judge. Which connections may stay, and what is answered when, the core decides.
@@ -12,7 +12,7 @@ pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -21,10 +21,8 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
 use csnap_proto::message::lock::ToLockd;
 use csnap_proto::{Frame, Time};
-use csnap_storage::StorageError;
 use csnap_storage::posix::{PosixOptions, PosixStorage};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -34,9 +32,10 @@ pub use self::config::LockdConfig;
 use self::connection::Connection;
 use self::socket::now;
 use crate::canary::Broken;
-use crate::core::table::Table;
-use crate::core::{ConnectionId, Input, Lockd, Output};
-use crate::store::{self, LOG_BYTES, Store, StoreError, StoreOptions, record};
+use crate::core::ConnectionId;
+use crate::replica::{Base, ClusterId, ReplicaConfig, ReplicaLog, Timing, Write, Wrote};
+use crate::replicated::{Input, Output, Replicated};
+use crate::store::{self, LOG_BYTES, StoreError, StoreOptions};
 
 /// Events that wait for the main loop; a connection that finds it full waits.
 const EVENTS_MAX: usize = 256;
@@ -75,15 +74,17 @@ pub async fn run(config: LockdConfig, shutdown: impl Future<Output = ()>) -> any
     local.run_until(all).await
 }
 
-/// A batch on its way to the disk. It has the store, and gives it back.
-type Commit = Pin<Box<dyn Future<Output = (Store<PosixStorage>, Result<usize, StoreError>)>>>;
+type Log = ReplicaLog<PosixStorage>;
+
+/// Writes on their way to the disk. They have the log, and give it back.
+type Commit = Pin<Box<dyn Future<Output = (Log, Result<Wrote, StoreError>)>>>;
 
 struct Daemon {
-    core: Lockd,
-    /// Absent while a batch is under way.
-    store: Option<Store<PosixStorage>>,
-    /// Commands that wait for the batch under way.
-    waiting: VecDeque<Bytes>,
+    core: Replicated,
+    /// Absent while writes are under way.
+    log: Option<Log>,
+    /// What waits for those under way.
+    waiting: Vec<Write>,
     connections: BTreeMap<ConnectionId, Connection>,
     last_connection: u64,
     events: Events,
@@ -96,31 +97,49 @@ impl Daemon {
         fs::create_dir_all(&config.dir).with_context(|| format!("cannot make {dir}"))?;
         let storage = PosixStorage::open(&config.dir, PosixOptions::default())
             .with_context(|| format!("cannot open {dir}"))?;
-        let mut fresh_id = [0; 16];
-        getrandom::fill(&mut fresh_id).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+        let ((fresh_id, seed), (cluster, _)) = (random()?, random()?);
         let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES, broken: Broken::default() };
-        let (store, table) =
-            Store::open(storage, options).await.with_context(|| format!("lockd in {dir}"))?;
+        let first = |id| Base::alone(ClusterId(cluster), id, String::new(), Replicated::first_state());
+        let (log, saved) =
+            ReplicaLog::open(storage, options, first).await.with_context(|| format!("lockd in {dir}"))?;
+        let replica = ReplicaConfig { timing: Timing::DEFAULT, seed, broken: Broken::default() };
+        let (node, pid) = (config.node.clone(), std::process::id());
+        let core =
+            Replicated::new(now(), replica, node, pid, saved).with_context(|| format!("lockd in {dir}"))?;
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let listeners = listen(config)?;
+        let (waiting, connections) = (Vec::new(), BTreeMap::new());
+        let mut daemon =
+            Self { core, log: Some(log), waiting, connections, last_connection: 0, events, inbox };
+        daemon.elect().await?;
         let mut addresses = String::new();
-        for listener in listeners {
+        for listener in listen(config)? {
             let address = listener.local_addr()?;
-            info!("lockd of {} listens on {address}, term {}", config.node, table.term());
+            info!(
+                "lockd of {} listens on {address}, term {}",
+                config.node,
+                daemon.core.lockd().table().term()
+            );
             addresses += &format!("{address}\n");
-            tokio::task::spawn_local(accept(listener, events.clone()));
+            tokio::task::spawn_local(accept(listener, daemon.events.clone()));
         }
-        let core = Lockd::new(now(), config.node.clone(), std::process::id(), table);
         publish(&config.dir, &addresses)?;
-        let (waiting, connections) = (VecDeque::new(), BTreeMap::new());
-        Ok(Self { core, store: Some(store), waiting, connections, last_connection: 0, events, inbox })
+        Ok(daemon)
+    }
+
+    /// Alone, a lockd leads as soon as its disk says so: before anybody can ask it for something.
+    async fn elect(&mut self) -> anyhow::Result<()> {
+        self.turn(Input::Tick)?;
+        while let Some(commit) = self.next_commit()? {
+            self.committed(commit.await)?;
+        }
+        Ok(())
     }
 
     async fn serve(&mut self) -> anyhow::Result<()> {
         let mut commit: Option<Commit> = None;
         loop {
-            if let Some(store) = self.store.take_if(|_| !self.waiting.is_empty()) {
-                commit = Some(self.next_commit(store));
+            if let Some(next) = self.next_commit()? {
+                commit = Some(next);
             }
             let deadline = self.core.next_deadline().unwrap_or(Time(u64::MAX));
             let wait = deadline.since(now()).min(Duration::from_secs(3600));
@@ -132,28 +151,41 @@ impl Daemon {
             };
             tokio::select! {
                 biased;
-                (store, result) = done => {
+                done = done => {
                     commit = None;
-                    let count = result.context("lockd cannot keep what it promises and stops")?;
-                    self.store = Some(store);
-                    self.turn(Input::Durable { count });
+                    self.committed(done)?;
                 }
-                event = self.inbox.recv() => self.on_event(event.expect("we hold a sender")),
+                event = self.inbox.recv() => self.on_event(event.expect("we hold a sender"))?,
                 // Last, so that renewals that were received are seen before a lease is judged.
-                () = tokio::time::sleep(wait) => self.turn(Input::Tick),
+                () = tokio::time::sleep(wait) => self.turn(Input::Tick)?,
             }
         }
     }
 
-    /// As many of the waiting commands as make one batch; before them, a new generation when it is time.
-    fn next_commit(&mut self, store: Store<PosixStorage>) -> Commit {
-        let count = record::batch_count(self.waiting.iter().map(Bytes::len));
-        let batch: Vec<Bytes> = self.waiting.drain(..count).collect();
-        let table = (store.is_nearly_full() || !store.fits(&batch)).then(|| self.core.table().clone());
-        Box::pin(commit(store, batch, table))
+    /// Everything that waits, if the log is at rest; with it a new base when it is time.
+    fn next_commit(&mut self) -> anyhow::Result<Option<Commit>> {
+        let Some(log) = self.log.as_ref().filter(|_| !self.waiting.is_empty()) else { return Ok(None) };
+        if log.wants_base(&self.waiting) {
+            self.turn(Input::WantsBase)?;
+        }
+        let mut log = self.log.take().expect("looked at above");
+        let writes = std::mem::take(&mut self.waiting);
+        Ok(Some(Box::pin(async move {
+            let result = log.write(writes).await;
+            (log, result)
+        })))
     }
 
-    fn on_event(&mut self, event: Event) {
+    fn committed(&mut self, (log, result): (Log, Result<Wrote, StoreError>)) -> anyhow::Result<()> {
+        let wrote = result.context("lockd cannot keep what it promises and stops")?;
+        self.log = Some(log);
+        if let Some(error) = wrote.no_space {
+            warn!("cannot begin a new log and goes on with the old one while it lasts: {error}");
+        }
+        wrote.number.map_or(Ok(()), |number| self.turn(Input::Durable { number }))
+    }
+
+    fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Accepted(stream, peer) => {
                 self.last_connection += 1;
@@ -161,29 +193,33 @@ impl Daemon {
                 match Connection::start(id, stream, peer, self.events.clone()) {
                     Ok(connection) => {
                         self.connections.insert(id, connection);
-                        self.turn(Input::Opened(id));
+                        self.turn(Input::Opened(id))
                     }
-                    Err(error) => info!("{peer}: {error}"),
+                    Err(error) => {
+                        info!("{peer}: {error}");
+                        Ok(())
+                    }
                 }
             }
             Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
-            Event::Closed(id, why) => {
-                if let Some(connection) = self.connections.remove(&id) {
+            Event::Closed(id, why) => match self.connections.remove(&id) {
+                Some(connection) => {
                     if let Some(why) = why {
                         warn!("{}: connection closed: {why}", connection.peer());
                     }
-                    self.turn(Input::Closed(id));
+                    self.turn(Input::Closed(id))
                 }
-            }
+                None => Ok(()),
+            },
         }
     }
 
-    fn turn(&mut self, input: Input) {
+    fn turn(&mut self, input: Input) -> anyhow::Result<()> {
         let mut outputs = Vec::new();
-        self.core.step(now(), input, &mut outputs);
+        self.core.step(now(), input, &mut outputs)?;
         for output in outputs {
             match output {
-                Output::Append(command) => self.waiting.push_back(command),
+                Output::Write(write) => self.waiting.push(write),
                 Output::Send(id, frame) => {
                     if let Some(connection) = self.connections.get(&id) {
                         connection.send(&frame);
@@ -196,30 +232,22 @@ impl Daemon {
                         warn!("{}: connection closed: {why}", connection.peer());
                     }
                 }
+                Output::Leads { term } => info!("leads the group in term {term}"),
+                Output::Follows => info!("leads the group no more"),
+                Output::Peer(_) | Output::Members(_) => {}
+                Output::Refused(why) => warn!("{why}"),
             }
         }
+        Ok(())
     }
 }
 
-async fn commit(
-    mut store: Store<PosixStorage>,
-    batch: Vec<Bytes>,
-    table: Option<Table>,
-) -> (Store<PosixStorage>, Result<usize, StoreError>) {
-    let result = async {
-        if let Some(table) = table {
-            match store.roll(&table).await {
-                Err(StoreError::Storage(error @ StorageError::NoSpace { .. })) if store.fits(&batch) => {
-                    warn!("cannot begin a new log and goes on with the old one while it lasts: {error}");
-                }
-                rolled => rolled?,
-            }
-        }
-        store.append(&batch).await?;
-        Ok(batch.len())
-    };
-    let result = result.await;
-    (store, result)
+/// An id and a seed.
+fn random() -> anyhow::Result<([u8; 16], u64)> {
+    let (mut id, mut seed) = ([0; 16], [0; 8]);
+    let filled = getrandom::fill(&mut id).and_then(|()| getrandom::fill(&mut seed));
+    filled.map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    Ok((id, u64::from_le_bytes(seed)))
 }
 
 async fn accept(listener: TcpListener, events: Events) {

@@ -1,7 +1,7 @@
 //! What lockd keeps: a log of items and a snapshot of what they make, as procedures over any [`Storage`](csnap_storage::Storage).
 //!
-//! What it is not: a cache or a judge. It keeps items in order; what they mean is the caller's. [`Store`] keeps the
-//! commands of a lock table, [`replica`](crate::replica) the log of one replica of several.
+//! What it is not: a cache or a judge. It keeps items in order; what they mean is the caller's, a
+//! [`replica`](crate::replica)'s.
 //!
 //! ```text
 //! DIR/lock          held (advisory) by the lockd that uses the directory
@@ -27,6 +27,7 @@
 
 mod log;
 pub mod record;
+#[cfg(test)]
 mod table;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,6 @@ use csnap_storage::StorageError;
 
 pub use self::log::{Log, LogOptions as StoreOptions, Recovered};
 use self::record::BATCH_BYTES_MAX;
-pub use self::table::Store;
 
 /// Size of a log, bytes: a thousand batches, and zero-written in some milliseconds.
 pub const LOG_BYTES: u64 = 4 << 20;

@@ -1,4 +1,4 @@
-//! The log of one lock table: its items are commands, its content is the table.
+//! A log of commands, whose content is the table that they make: what the tests of the log keep in it.
 
 use bytes::Bytes;
 use csnap_storage::Storage;
@@ -8,7 +8,7 @@ use super::{Result, StoreError};
 use crate::core::table::{Command, Table};
 
 /// A [`Log`] of commands.
-pub struct Store<S: Storage> {
+pub(super) struct Store<S: Storage> {
     pub(super) log: Log<S>,
 }
 
@@ -17,7 +17,7 @@ impl<S: Storage> Store<S> {
     ///
     /// # Errors
     /// As [`Log::open`], and if what is there makes no table.
-    pub async fn open(storage: S, options: LogOptions) -> Result<(Self, Table)> {
+    pub(super) async fn open(storage: S, options: LogOptions) -> Result<(Self, Table)> {
         let (log, recovered) = Log::open(storage, options, |_| encode(&Table::default())).await?;
         let corrupt = |what| StoreError::Corrupt { file: "snapshot".into(), at: 0, what };
         let mut table: Table =
@@ -37,31 +37,19 @@ impl<S: Storage> Store<S> {
         Ok((Self { log }, table))
     }
 
-    /// Appends a batch of commands and makes it durable. It must fit ([`Self::fits`]).
+    /// Appends a batch of commands and makes it durable.
     ///
     /// # Errors
     /// As [`Log::append`].
-    pub async fn append(&mut self, commands: &[Bytes]) -> Result<()> {
+    pub(super) async fn append(&mut self, commands: &[Bytes]) -> Result<()> {
         self.log.append(commands).await
-    }
-
-    /// Whether the batch has room in the log as it is.
-    #[must_use]
-    pub fn fits(&self, commands: &[Bytes]) -> bool {
-        self.log.fits(commands)
-    }
-
-    /// Whether it is time for [`Self::roll`].
-    #[must_use]
-    pub fn is_nearly_full(&self) -> bool {
-        self.log.is_nearly_full()
     }
 
     /// Begins the next generation with `table`, which must be what the commands appended so far make.
     ///
     /// # Errors
     /// As [`Log::roll`].
-    pub async fn roll(&mut self, table: &Table) -> Result<()> {
+    pub(super) async fn roll(&mut self, table: &Table) -> Result<()> {
         self.log.roll(&encode(table)).await
     }
 }

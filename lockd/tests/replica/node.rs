@@ -25,7 +25,7 @@ pub(crate) fn options(fresh_id: [u8; 16], broken: Broken) -> StoreOptions {
 /// What a process does.
 pub(crate) enum Process {
     Down,
-    Opening(Task<'static, StoreResult<(Log, Saved)>>),
+    Opening(Box<Task<'static, StoreResult<(Log, Saved)>>>),
     Up(Box<Running>),
 }
 
@@ -124,7 +124,7 @@ impl Node {
     pub(crate) fn start(&mut self, fresh_id: [u8; 16], broken: Broken) {
         let storage = self.disk.storage(NODE);
         let open = ReplicaLog::open(storage, options(fresh_id, broken), |_| Base::empty());
-        self.process = Process::Opening(Task::new(open));
+        self.process = Process::Opening(Box::new(Task::new(open)));
         self.life += 1;
     }
 

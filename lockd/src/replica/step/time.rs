@@ -45,8 +45,8 @@ impl Replica {
         self.last_tick = Time(now.0 - u64::try_from(rest.as_micros()).expect("less than a tick"));
         if self.is_leader() {
             self.pass_as_leader(ticks);
-        } else if self.raw.raft.promotable() && !self.waits_for_its_disk() {
-            self.pass_as_follower(ticks, idle);
+        } else {
+            self.pass_as_follower(ticks, idle && !self.waits_for_its_disk());
         }
         self.draw_wait();
     }
@@ -60,11 +60,13 @@ impl Replica {
         self.give_up_states(ticks as u64);
     }
 
-    fn pass_as_follower(&mut self, ticks: usize, idle: bool) {
-        if !idle {
-            let last = self.raw.raft.randomized_election_timeout() - 1;
+    /// Also one that never campaigns counts: it must not take a leader that fell silent for one that leads.
+    fn pass_as_follower(&mut self, ticks: usize, may_campaign: bool) {
+        if !may_campaign || !self.raw.raft.promotable() {
+            let election = self.raw.raft.randomized_election_timeout();
+            let most = if self.raw.raft.promotable() { election - 1 } else { election };
             let elapsed = self.raw.raft.election_elapsed.saturating_add(ticks);
-            self.raw.raft.election_elapsed = elapsed.min(last);
+            self.raw.raft.election_elapsed = elapsed.min(most);
             return;
         }
         for _ in 0..ticks.min(self.raw.raft.randomized_election_timeout()) {
