@@ -70,6 +70,8 @@ pub enum ElectionEvent {
     Deposed,
     /// We gave it up, as asked.
     Resigned,
+    /// Two thirds of the lease passed without a renewal: we lead still, and soon may not.
+    Jeopardy,
     /// There is another leader, or it says something else, or there is none.
     Observed(Option<Leader>),
 }
@@ -219,6 +221,11 @@ impl Election {
             }
             _ => None,
         }
+    }
+
+    /// The session's lease runs out.
+    pub fn on_jeopardy(&self) -> Option<ElectionEvent> {
+        matches!(self.stand, Stand::Leading { .. }).then_some(ElectionEvent::Jeopardy)
     }
 
     /// The session is over: nothing of it is held, and the next session begins anew.

@@ -34,6 +34,8 @@
 
 mod core;
 pub mod election;
+#[cfg(feature = "shell")]
+pub mod elector;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;

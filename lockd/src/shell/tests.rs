@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::client::election::{ElectionEvent, Eligibility, Leader};
+use crate::client::elector::Elector;
 use crate::client::shell::LockSession;
 use crate::client::{ClientConfig, ClientEvent, Identity, LockClient};
 
@@ -22,7 +24,7 @@ struct Running {
 
 fn config(dir: &Path) -> LockdConfig {
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-    LockdConfig { node: Name::new("n1").expect("a name"), dir: dir.to_path_buf(), listen }
+    LockdConfig::alone(Name::new("n1").expect("a name"), dir.to_path_buf(), listen)
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -110,6 +112,36 @@ fn a_restart_forgets_nothing_and_grants_nothing_twice() {
         };
         let value = value.expect("a new lock reads");
         assert_eq!((value.bytes.as_slice(), value.valid), (b"here".as_slice(), true));
+        lockd.stop();
+    });
+}
+
+#[test]
+fn a_leader_is_followed_by_a_candidate_and_everybody_sees_it() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lockd = start(dir.path()).await.expect("starts");
+        let elector = |n| {
+            let (session, events) = LockSession::spawn(client(n), vec![lockd.address]);
+            (session.clone(), Elector::new(session, events, "leader"))
+        };
+        let ((first, mut a), (_, mut b)) = (elector(1), elector(2));
+        a.campaign(Eligibility(1, 1)).await.expect("open");
+        assert_eq!(a.next().await, Ok(ElectionEvent::Elected { term: Term(1), clean: true }));
+        a.proclaim(b"a".to_vec(), Eligibility(1, 2)).await.expect("open");
+        b.campaign(Eligibility(1, 2)).await.expect("open");
+        let leader = Leader { term: Term(1), data: b"a".to_vec() };
+        assert_eq!(b.next().await, Ok(ElectionEvent::Observed(Some(leader))));
+        first.close().await;
+        let followed = loop {
+            if let ElectionEvent::Elected { term, clean } = b.next().await.expect("open") {
+                break (term, clean);
+            }
+        };
+        assert_eq!(followed, (Term(2), false));
+        while a.next().await.expect("told first") != ElectionEvent::Deposed {}
+        b.proclaim(b"b".to_vec(), Eligibility(1, 2)).await.expect("open");
+        b.resign().await.expect("open");
         lockd.stop();
     });
 }
