@@ -101,7 +101,7 @@ impl Layout {
         for (lockd, address) in self.lockds.iter().zip(self.lockd_addresses()) {
             make_dir(&lockd.dir)?;
             let config =
-                LockdConfig { node: lockd.node.clone(), dir: lockd.dir.join("data"), listen: vec![address] };
+                LockdConfig::alone(lockd.node.clone(), lockd.dir.join("data"), vec![address]);
             let text = toml::to_string(&config).context("a configuration has a text")?;
             write(&lockd.dir.join("lockd.toml"), &text)?;
         }

@@ -8,7 +8,8 @@
 //!   commands out;
 //! - [`ReplicaLog`]: carries its writes out, a procedure over any storage;
 //! - [`PeerMessage`]: what replicas tell each other, and its checks;
-//! - [`Saved`]: what a disk gives back.
+//! - [`Saved`]: what a disk gives back;
+//! - [`Forming`]: how the first replicas find each other.
 //!
 //! Invariants:
 //! - a vote, a term and an entry are durable before any message that relies on them goes out, and one's own entries
@@ -22,6 +23,7 @@
 //! A message that a correct replica cannot have sent is dropped, and never ends the process.
 
 mod disk;
+mod forming;
 mod guard;
 mod log;
 mod message;
@@ -35,6 +37,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use self::disk::{Base, Hard, Saved};
+pub use self::forming::{Forming, Heard};
 pub use self::log::{ReplicaLog, Wrote};
 pub use self::message::{Body, Content, Image, LogEntry, PeerMessage};
 pub use self::step::{Input, Output, Replica, ReplicaConfig, Write};

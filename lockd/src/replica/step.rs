@@ -13,8 +13,8 @@ use super::disk::Saved;
 use super::message::{Body, Content, Image, PeerMessage, conf_change};
 use super::mirror::Mirror;
 use super::{
-    APPEND_BYTES_MAX, APPENDS_IN_FLIGHT_MAX, COMMAND_BYTES_MAX, Change, Members, ReplicaId, Timing,
-    UNCOMMITTED_BYTES_MAX, encode, guard,
+    APPEND_BYTES_MAX, APPENDS_IN_FLIGHT_MAX, COMMAND_BYTES_MAX, Change, ClusterId, Members, ReplicaId,
+    Timing, UNCOMMITTED_BYTES_MAX, encode, guard,
 };
 use crate::canary::Broken;
 
@@ -230,6 +230,12 @@ impl Replica {
     #[must_use]
     pub fn id(&self) -> ReplicaId {
         self.id
+    }
+
+    /// The group that it belongs to, once it does.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.raw.store().cluster
     }
 
     /// The group, as of the last entry that came out.

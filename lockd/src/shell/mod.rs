@@ -8,16 +8,22 @@
 
 mod config;
 mod connection;
+#[cfg(test)]
+mod group_tests;
+mod hello;
+mod peers;
 pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -30,10 +36,14 @@ use tracing::{info, warn};
 
 pub use self::config::LockdConfig;
 use self::connection::Connection;
+use self::hello::{Hello, founders_checksum};
+use self::peers::{Own, Peers};
 use self::socket::now;
 use crate::canary::Broken;
 use crate::core::ConnectionId;
-use crate::replica::{Base, ClusterId, ReplicaConfig, ReplicaLog, Timing, Write, Wrote};
+use crate::replica::{
+    Base, ClusterId, Forming, Heard, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write, Wrote,
+};
 use crate::replicated::{Input, Output, Replicated};
 use crate::store::{self, LOG_BYTES, StoreError, StoreOptions};
 
@@ -51,6 +61,10 @@ enum Event {
     Accepted(TcpStream, SocketAddr),
     Received(ConnectionId, Frame<ToLockd>),
     Closed(ConnectionId, Option<String>),
+    /// A replica is reached at an address, or no more.
+    Peer(SocketAddr, Option<Heard>),
+    /// A replica said something.
+    Said(PeerMessage),
 }
 
 type Events = mpsc::Sender<Event>;
@@ -80,11 +94,17 @@ type Log = ReplicaLog<PosixStorage>;
 type Commit = Pin<Box<dyn Future<Output = (Log, Result<Wrote, StoreError>)>>>;
 
 struct Daemon {
+    config: LockdConfig,
+    replica_config: ReplicaConfig,
     core: Replicated,
     /// Absent while writes are under way.
     log: Option<Log>,
     /// What waits for those under way.
     waiting: Vec<Write>,
+    /// Until the replica belongs to a group.
+    forming: Option<(Forming, Saved)>,
+    own: Own,
+    peers: Peers,
     connections: BTreeMap<ConnectionId, Connection>,
     last_connection: u64,
     events: Events,
@@ -93,24 +113,12 @@ struct Daemon {
 
 impl Daemon {
     async fn start(config: &LockdConfig) -> anyhow::Result<Self> {
-        let dir = config.dir.display();
-        fs::create_dir_all(&config.dir).with_context(|| format!("cannot make {dir}"))?;
-        let storage = PosixStorage::open(&config.dir, PosixOptions::default())
-            .with_context(|| format!("cannot open {dir}"))?;
-        let ((fresh_id, seed), (cluster, _)) = (random()?, random()?);
-        let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES, broken: Broken::default() };
-        let first = |id| Base::alone(ClusterId(cluster), id, String::new(), Replicated::first_state());
-        let (log, saved) =
-            ReplicaLog::open(storage, options, first).await.with_context(|| format!("lockd in {dir}"))?;
-        let replica = ReplicaConfig { timing: Timing::DEFAULT, seed, broken: Broken::default() };
-        let (node, pid) = (config.node.clone(), std::process::id());
-        let core =
-            Replicated::new(now(), replica, node, pid, saved).with_context(|| format!("lockd in {dir}"))?;
-        let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let (waiting, connections) = (Vec::new(), BTreeMap::new());
-        let mut daemon =
-            Self { core, log: Some(log), waiting, connections, last_connection: 0, events, inbox };
-        daemon.elect().await?;
+        let mut daemon = Self::open(config).await?;
+        if config.peers.is_empty() {
+            daemon.elect().await?;
+        } else {
+            daemon.meet_peers()?;
+        }
         let mut addresses = String::new();
         for listener in listen(config)? {
             let address = listener.local_addr()?;
@@ -126,6 +134,101 @@ impl Daemon {
         Ok(daemon)
     }
 
+    async fn open(config: &LockdConfig) -> anyhow::Result<Self> {
+        let dir = config.dir.display();
+        fs::create_dir_all(&config.dir).with_context(|| format!("cannot make {dir}"))?;
+        let storage = PosixStorage::open(&config.dir, PosixOptions::default())
+            .with_context(|| format!("cannot open {dir}"))?;
+        let ((fresh_id, seed), (cluster, _)) = (random()?, random()?);
+        let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES, broken: Broken::default() };
+        let first = |id| match config.peers.is_empty() {
+            true => Base::alone(ClusterId(cluster), id, String::new(), Replicated::first_state()),
+            false => Base::empty(),
+        };
+        let (log, saved) =
+            ReplicaLog::open(storage, options, first).await.with_context(|| format!("lockd in {dir}"))?;
+        let timing = if config.fast_elections { Timing::FAST } else { Timing::DEFAULT };
+        let replica_config = ReplicaConfig { timing, seed, broken: Broken::default() };
+        let forming = config.peer_listen.filter(|_| saved.is_empty());
+        let forming = forming.map(|own| (Forming::new(own, saved.id, &config.peers), saved.clone()));
+        let heard = Heard { id: saved.id, cluster: saved.base.cluster };
+        let core = Replicated::new(now(), replica_config, config.node.clone(), std::process::id(), saved)
+            .with_context(|| format!("lockd in {dir}"))?;
+        let own = Rc::new(Cell::new(Hello { heard, founders: founders_checksum(&config.peers) }));
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let peers = Peers::new(Rc::clone(&own), events.clone());
+        Ok(Self {
+            config: config.clone(),
+            replica_config,
+            core,
+            log: Some(log),
+            waiting: Vec::new(),
+            forming,
+            own,
+            peers,
+            connections: BTreeMap::new(),
+            last_connection: 0,
+            events,
+            inbox,
+        })
+    }
+
+    fn meet_peers(&mut self) -> anyhow::Result<()> {
+        let address = self.config.peer_listen.expect("checked with the configuration");
+        let listener = socket::listen(address).with_context(|| {
+            format!("cannot listen on {address}; set another `peer_listen`, or stop who has it")
+        })?;
+        info!("replica {:016x} listens on {address}", self.core.replica().id().0);
+        tokio::task::spawn_local(peers::accept(listener, Rc::clone(&self.own), self.events.clone()));
+        self.keep_peers();
+        self.turn(Input::Tick)
+    }
+
+    /// A way to every replica that the configuration or the group names.
+    fn keep_peers(&mut self) {
+        let members = self.core.replica().members().values().filter_map(|member| member.address.parse().ok());
+        let all = members.chain(self.config.peers.iter().copied());
+        let own = self.config.peer_listen;
+        let others: Vec<SocketAddr> = all.filter(|address| Some(*address) != own).collect();
+        if own.is_some() {
+            self.peers.keep(others.into_iter());
+        }
+    }
+
+    fn on_peer(&mut self, address: SocketAddr, heard: Option<Heard>) -> anyhow::Result<()> {
+        if let Some((forming, _)) = &mut self.forming {
+            match heard {
+                Some(heard) => forming.on_heard(address, heard),
+                None => forming.on_lost(address),
+            }
+        }
+        match self.peers.on_peer(address, heard) {
+            Some(lost) if heard.is_none() => self.turn(Input::Unreachable(lost)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Founds the group once it is this replica's to do.
+    async fn found(&mut self) -> anyhow::Result<()> {
+        if self.core.replica().cluster().is_some() {
+            self.forming = None;
+        }
+        let members = self.forming.as_ref().and_then(|(forming, _)| forming.group());
+        let (Some(members), true) = (members, self.log.is_some() && self.waiting.is_empty()) else {
+            return Ok(());
+        };
+        let (_, saved) = self.forming.take().expect("it has a group");
+        let (log, (cluster, _)) = (self.log.as_mut().expect("looked at above"), random()?);
+        info!("founds a group of {} replicas", members.len());
+        let base = Base::founding(ClusterId(cluster), members, Replicated::first_state());
+        let saved = log.found(&saved, base).await.context("cannot found the group")?;
+        let (node, pid) = (self.config.node.clone(), std::process::id());
+        self.core = Replicated::new(now(), self.replica_config, node, pid, saved)?;
+        // Clients that were turned away know nothing of the one before.
+        self.connections.clear();
+        self.turn(Input::Tick)
+    }
+
     /// Alone, a lockd leads as soon as its disk says so: before anybody can ask it for something.
     async fn elect(&mut self) -> anyhow::Result<()> {
         self.turn(Input::Tick)?;
@@ -138,6 +241,9 @@ impl Daemon {
     async fn serve(&mut self) -> anyhow::Result<()> {
         let mut commit: Option<Commit> = None;
         loop {
+            if self.forming.is_some() {
+                self.found().await?;
+            }
             if let Some(next) = self.next_commit()? {
                 commit = Some(next);
             }
@@ -202,6 +308,8 @@ impl Daemon {
                 }
             }
             Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
+            Event::Peer(address, heard) => self.on_peer(address, heard),
+            Event::Said(message) => self.turn(Input::Peer(message)),
             Event::Closed(id, why) => match self.connections.remove(&id) {
                 Some(connection) => {
                     if let Some(why) = why {
@@ -234,9 +342,20 @@ impl Daemon {
                 }
                 Output::Leads { term } => info!("leads the group in term {term}"),
                 Output::Follows => info!("leads the group no more"),
-                Output::Peer(_) | Output::Members(_) => {}
+                Output::Peer(message) => {
+                    self.peers.send(&message);
+                }
+                Output::Members(members) => {
+                    info!("the group has {} replicas", members.len());
+                    self.keep_peers();
+                }
                 Output::Refused(why) => warn!("{why}"),
             }
+        }
+        let cluster = self.core.replica().cluster();
+        let hello = self.own.get();
+        if hello.heard.cluster != cluster {
+            self.own.set(Hello { heard: Heard { cluster, ..hello.heard }, ..hello });
         }
         Ok(())
     }

@@ -16,8 +16,8 @@ use crate::client::shell::LockSession;
 use crate::client::{ClientConfig, ClientEvent, Identity, LockClient};
 
 /// A lockd on a thread of its own. Dropping it stops it where it stands.
-struct Running {
-    address: SocketAddr,
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -27,16 +27,19 @@ fn config(dir: &Path) -> LockdConfig {
     LockdConfig::alone(Name::new("n1").expect("a name"), dir.to_path_buf(), listen)
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 /// Starts one; returns when it listens, or with why it does not.
 async fn start(dir: &Path) -> anyhow::Result<Running> {
+    start_with(config(dir)).await
+}
+
+pub(super) async fn start_with(config: LockdConfig) -> anyhow::Result<Running> {
     let (stop, stopped) = oneshot::channel::<()>();
     let (ended, mut end) = oneshot::channel();
-    let config = config(dir);
-    let path = dir.join(ADDRESS_FILE);
+    let path = config.dir.join(ADDRESS_FILE);
     let written = |path: PathBuf| fs::metadata(path).and_then(|m| m.modified()).ok();
     let before = written(path.clone());
     let thread = std::thread::spawn(move || {
@@ -60,24 +63,24 @@ async fn start(dir: &Path) -> anyhow::Result<Running> {
 }
 
 impl Running {
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         drop(self.stop.take());
         let thread = self.thread.take().expect("runs");
         thread.join().expect("does not panic").expect("ends well");
     }
 }
 
-fn client(n: u8) -> LockClient {
+pub(super) fn client(n: u8) -> LockClient {
     let identity = Identity { session: SessionId([n; 16]), secret: Secret([n; 16]) };
     let config = ClientConfig { node: Name::new("n1").expect("a name"), lease_ms: 30_000, renew_ms: 100 };
     LockClient::new(config, identity, vec![n])
 }
 
-fn lock(mode: Mode) -> LockOp {
+pub(super) fn lock(mode: Mode) -> LockOp {
     LockOp::lock("csnap/server", mode, Flags::NONE)
 }
 
-fn granted_term(reply: &LockReply) -> Term {
+pub(super) fn granted_term(reply: &LockReply) -> Term {
     match reply {
         LockReply::Granted { lock, .. } => lock.term,
         other => panic!("{other:?}"),
