@@ -7,8 +7,9 @@
 //!
 //! Whoever empties the disks of all founders of a group at once has no group any more, and a new one is founded.
 
+// An address is a value; nothing is opened here.
+use ::core::net::SocketAddr;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use super::{ClusterId, Member, Members, ReplicaId};
 

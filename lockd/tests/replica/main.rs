@@ -10,6 +10,7 @@ mod judge;
 mod net;
 mod node;
 mod plan;
+mod replicated;
 mod storm;
 mod world;
 
