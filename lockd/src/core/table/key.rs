@@ -59,11 +59,17 @@ impl Keys {
         (!meets).then_some(KeyReply::Conflict { version })
     }
 
-    fn remove(&mut self, key: &str) -> Option<Entry> {
+    /// Takes a key out.
+    fn take(&mut self, key: &str) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
         self.bytes -= key.len() + entry.value.len();
-        self.revision = self.revision.next();
         Some(entry)
+    }
+
+    /// Numbers a change.
+    fn next_revision(&mut self) -> Revision {
+        self.revision = self.revision.next();
+        self.revision
     }
 
     pub(super) fn list(&self, prefix: &str, after: Option<&str>) -> KeyReply {
@@ -120,9 +126,10 @@ impl Table {
                 key
             }
             KeyOp::Delete { key, .. } => {
-                if !self.delete_key(&key) {
+                if self.take_key(&key).is_none() {
                     return (LockReply::Key(KeyReply::Found(None)), None);
                 }
+                self.keys.next_revision();
                 key
             }
             KeyOp::Get { .. } | KeyOp::List { .. } => unreachable!("seen above"),
@@ -154,15 +161,8 @@ impl Table {
     }
 
     fn put_key(&mut self, key: &str, value: Vec<u8>, session: Option<SessionId>) {
-        let created = self.keys.entries.get(key).map(|entry| entry.created);
-        if created.is_some() {
-            self.disown_key(key);
-            self.keys.remove(key);
-            // One change, not two.
-            self.keys.revision = Revision(self.keys.revision.0 - 1);
-        }
-        let mut version = self.keys.revision.next();
-        self.keys.revision = version;
+        let created = self.take_key(key).map(|before| before.created);
+        let mut version = self.keys.next_revision();
         if created.is_none() && self.broken.breaks(Canary::ReuseVersionAfterDelete) {
             version = Revision(1);
         }
@@ -174,16 +174,13 @@ impl Table {
         }
     }
 
-    fn delete_key(&mut self, key: &str) -> bool {
-        self.disown_key(key);
-        self.keys.remove(key).is_some()
-    }
-
-    fn disown_key(&mut self, key: &str) {
-        let session = self.keys.entries.get(key).and_then(|entry| entry.session);
-        if let Some(session) = session.and_then(|session| self.sessions.get_mut(&session)) {
+    /// Takes a key out, also of the session that it goes with.
+    fn take_key(&mut self, key: &str) -> Option<Entry> {
+        let entry = self.keys.take(key)?;
+        if let Some(session) = entry.session.and_then(|session| self.sessions.get_mut(&session)) {
             session.ephemerals.remove(key);
         }
+        Some(entry)
     }
 
     /// The keys of a session that ended go, one change each.
@@ -192,8 +189,8 @@ impl Table {
             return;
         }
         for key in session.ephemerals {
-            self.keys.remove(&key).expect("listed ephemerals are there");
-            let revision = self.keys.revision;
+            self.keys.take(&key).expect("listed ephemerals are there");
+            let revision = self.keys.next_revision();
             self.tell_key(Some(Changed { key, revision }), effects);
         }
     }
