@@ -45,11 +45,13 @@ impl Mirror {
         self.image = image;
     }
 
-    /// Has a new image, of an entry that is there, and forgets entries long before it.
+    /// Has a new image, of an entry that is there, and forgets entries long before it; where there is nobody who could
+    /// lack them, all before it.
     pub(super) fn compact(&mut self, index: u64, members: Members, state: Vec<u8>) {
         let term = self.term(index).expect("what was applied is kept");
+        let trailing = if members.len() > 1 { TRAILING_ENTRIES } else { 0 };
         self.image = Image { index, term, members, state };
-        let keep_from = index.saturating_sub(TRAILING_ENTRIES).max(self.compacted.0);
+        let keep_from = index.saturating_sub(trailing).max(self.compacted.0);
         let term = self.term(keep_from).expect("not before what is kept");
         self.entries.drain(..self.position(keep_from + 1));
         self.compacted = (keep_from, term);

@@ -26,12 +26,12 @@ struct Trio {
 }
 
 impl Trio {
-    fn new() -> Self {
+    fn new(timing: Timing, seed: u64) -> Self {
         let member = |n: u64| (ReplicaId(n), Member { address: format!("lockd{n}"), voter: true });
         let members: Members = (1..=3).map(member).collect();
         let lockd = |n: u64| {
             let base = Base::founding(ClusterId([9; 16]), members.clone(), Replicated::first_state());
-            let config = ReplicaConfig { timing: Timing::DEFAULT, seed: 5, broken: Broken::NONE };
+            let config = ReplicaConfig { timing, seed, broken: Broken::NONE };
             let (node, saved) =
                 (Name::new(format!("n{n}")).expect("a name"), Saved { id: ReplicaId(n), base });
             Some(Replicated::new(Time(1), config, node, 1, saved).expect("its own table"))
@@ -107,7 +107,7 @@ fn open() -> ToLockd {
 
 /// A group whose leader opened a session.
 fn with_session() -> (Trio, usize) {
-    let mut trio = Trio::new();
+    let mut trio = Trio::new(Timing::DEFAULT, 5);
     trio.until(|trio| trio.leader().is_some());
     let leader = trio.leader().expect("there is one");
     trio.ask(leader, 1, open());
@@ -175,4 +175,30 @@ fn a_leader_without_its_majority_stops_leading() {
             .iter()
             .any(|(n, why)| *n == leader && why.as_deref() == Some("no lockd leads at present"))
     );
+}
+
+/// In virtual time, where messages and disks take none: what the waits alone cost.
+#[test]
+fn a_dead_leader_is_replaced_within_a_few_waits() {
+    for (name, timing) in [("default", Timing::DEFAULT), ("fast", Timing::FAST)] {
+        let mut took: Vec<u64> = Vec::new();
+        for seed in 0..200 {
+            let mut trio = Trio::new(timing, seed);
+            trio.until(|trio| trio.leader().is_some());
+            // Dies anywhere between two heartbeats.
+            let dies_at = trio.now + 100_000 + seed * 997 % 50_000;
+            trio.until(|trio| trio.now > dies_at);
+            let leader = trio.leader().expect("nothing happened to it");
+            trio.lockds[leader] = None;
+            trio.until(|trio| trio.leader().is_some());
+            took.push(trio.now - dies_at);
+        }
+        took.sort_unstable();
+        let (middle, late, last) = (took[100], took[197], took[199]);
+        println!(
+            "{name}: a dead leader is replaced after {middle} (p50), {late} (p99), {last} (max) microseconds"
+        );
+        let longest = timing.tick * u32::try_from(timing.election_ticks_max).expect("small");
+        assert!(u128::from(last) < 4 * longest.as_micros(), "{last}");
+    }
 }
