@@ -117,7 +117,7 @@ pub enum Change {
         /// Which.
         id: ReplicaId,
     },
-    /// A replica leaves. It can come back only with an empty disk.
+    /// A replica leaves. It may be added again, with its disk or, under another id, with an empty one.
     Remove {
         /// Which.
         id: ReplicaId,
