@@ -88,6 +88,10 @@ number! {
     LockId(u64)
 }
 number! {
+    /// Number of a change of lockd's keys; it only grows, over all keys, so that a key's version never comes back.
+    Revision(u64)
+}
+number! {
     /// Position of an event in the stream of events of a lockd session; starts at 1.
     EventNumber(u64)
 }
@@ -119,7 +123,12 @@ token! {
     SessionId
 }
 token! {
-    /// Proof of ownership of a session, shown at each resume. Whoever lacks it cannot take a session over.
+    /// Identity of the owner of persistent locks of lockd, drawn at random by it; outlives sessions.
+    OwnerId
+}
+token! {
+    /// Proof of ownership of a session, shown at each resume, or of a persistent lock, shown at each adoption. Whoever
+    /// lacks it cannot take either over.
     Secret
 }
 token! {

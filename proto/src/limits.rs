@@ -83,6 +83,33 @@ pub const LEASE_MS_MIN: u64 = 50;
 /// Longest lease of a lockd session, milliseconds: a day.
 pub const LEASE_MS_MAX: u64 = 24 * 3600 * 1000;
 
+/// Persistent locks of a lockd, orphaned or not: they outlive sessions, whose number bounds the others.
+pub const PERSISTENT_LOCKS_MAX: usize = 4096;
+
+/// Longest name of a key of lockd, bytes: a path with a few parts.
+pub const KEY_BYTES_MAX: usize = 256;
+
+/// Largest value of a key, bytes: configuration, not data.
+pub const KEY_VALUE_BYTES_MAX: usize = 4096;
+
+/// Keys of a lockd.
+pub const KEYS_MAX: usize = 16_384;
+
+/// Bytes of all keys of a lockd with their values: they are in every snapshot of its table.
+pub const KEYS_TOTAL_BYTES_MAX: usize = 4 << 20;
+
+/// Keys that go with one session.
+pub const EPHEMERAL_KEYS_PER_SESSION_MAX: usize = 1024;
+
+/// Keys in one page of a list.
+pub const KEYS_PER_PAGE_MAX: usize = 128;
+
+/// Locks in one page of a list.
+pub const LOCKS_PER_PAGE_MAX: usize = 1024;
+
+/// Locks on one resource: every grant looks at all of them.
+pub const LOCKS_PER_RESOURCE_MAX: usize = 4096;
+
 /// Watches of one lockd session.
 pub const WATCHES_PER_SESSION_MAX: usize = 4096;
 
@@ -114,3 +141,6 @@ const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * 48 < FRAME_BYTES_MAX as u64);
 const _: () = assert!(LOCKD_SESSIONS_MAX * (MEMBER_INFO_BYTES_MAX + NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);
 const _: () = assert!(REPORT_BYTES_MAX < FRAME_BYTES_MAX / 2);
 const _: () = assert!(LOCKS_PER_SESSION_MAX * 2 * (LOCK_NAME_BYTES_MAX + 32) < FRAME_BYTES_MAX);
+const _: () = assert!(KEYS_PER_PAGE_MAX * (KEY_BYTES_MAX + KEY_VALUE_BYTES_MAX + 64) < FRAME_BYTES_MAX);
+const _: () = assert!(LOCKS_PER_PAGE_MAX * (LOCK_NAME_BYTES_MAX + NAME_BYTES_MAX + 96) < FRAME_BYTES_MAX);
+const _: () = assert!(LOCKS_PER_RESOURCE_MAX * 96 < FRAME_BYTES_MAX);

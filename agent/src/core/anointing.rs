@@ -14,7 +14,9 @@
 use std::time::Duration;
 
 use csnap_proto::message::local::{ServerAddress, ServerState};
-use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView, Mode, UnlockValue, ValueBlock};
+use csnap_proto::message::lock::{
+    Flags, LockEvent, LockOp, LockReply, LockView, Mode, ValueBlock, ValueChange, Watched,
+};
 use csnap_proto::{LockId, Name, Term, Time};
 
 use super::lock::Look;
@@ -164,7 +166,7 @@ impl Anointing {
                 self.not_before = now.after(REFUSED_WAIT);
                 None
             }
-            (LockOp::Lock { .. } | LockOp::Convert { .. }, LockReply::Granted { lock, value }) => {
+            (LockOp::Lock { .. } | LockOp::Convert { .. }, LockReply::Granted { lock, value, .. }) => {
                 self.on_grant(node, lock, value)
             }
             (LockOp::Convert { .. }, _) => {
@@ -198,7 +200,7 @@ impl Anointing {
                 self.on_value(now, value, vacant);
                 None
             }
-            LockEvent::Granted { lock, value } => self.on_grant(node, lock, value),
+            LockEvent::Granted { lock, value, .. } => self.on_grant(node, lock, value),
             _ => None,
         }
     }
@@ -213,14 +215,14 @@ impl Anointing {
         }
     }
 
-    fn on_grant(&mut self, node: &Name, view: LockView, value: ValueBlock) -> Option<Anointed> {
+    fn on_grant(&mut self, node: &Name, view: LockView, value: Option<ValueBlock>) -> Option<Anointed> {
         match self.stand {
             Stand::Looking { asked: true } if view.resource == SERVER_LOCK => {
                 self.stand = Stand::Reader { lock: view.lock };
                 None
             }
             Stand::Trying { lock } if lock == view.lock && view.mode == Mode::Pw => {
-                let handed_to_us = decode(&value).filter(|address| address.node == *node);
+                let handed_to_us = value.as_ref().and_then(decode).filter(|address| address.node == *node);
                 let pinned = handed_to_us
                     .is_some_and(|address| address.state == ServerState::Handover { pinned: true });
                 self.stand = Stand::Reign(Reign { lock, term: view.term, asked: None, succession: None });
@@ -233,23 +235,22 @@ impl Anointing {
     /// The next lock operation that the situation asks for; call again until there is none.
     pub(super) fn pursue(&mut self, now: Time, situation: &Situation<'_>) -> Option<LockOp> {
         if let Some(lock) = self.leftovers.pop() {
-            return Some(LockOp::Unlock { lock, value: UnlockValue::Invalidate });
+            return Some(LockOp::unlock(lock, ValueChange::Invalidate));
         }
         if self.not_before <= now && self.look.take_on() {
-            return Some(LockOp::Watch { resource: SERVER_LOCK.to_owned() });
+            return Some(LockOp::watch(Watched::Value(SERVER_LOCK.to_owned())));
         }
         match &mut self.stand {
             Stand::Looking { asked: asked @ false } if self.not_before <= now => {
                 *asked = true;
-                let resource = SERVER_LOCK.to_owned();
-                Some(LockOp::Lock { resource, mode: Mode::Cr, no_queue: false })
+                Some(LockOp::lock(SERVER_LOCK, Mode::Cr, Flags::NONE))
             }
             Stand::Reader { lock } => {
                 let lock = *lock;
                 let due = self.turn(situation).is_some_and(|turn| turn <= now);
                 due.then(|| {
                     self.stand = Stand::Trying { lock };
-                    LockOp::Convert { lock, mode: Mode::Pw, no_queue: true, value: None }
+                    LockOp::convert(lock, Mode::Pw, Flags::NOQUEUE)
                 })
             }
             Stand::Reign(reign) => {
@@ -340,7 +341,7 @@ impl Reign {
         let lock = self.lock;
         let child = situation.child.filter(|(term, _)| *term == self.term);
         let Some((_, serving)) = child.filter(|_| self.succession.is_none() || !situation.drained) else {
-            return Some(LockOp::Unlock { lock, value: self.last_word() });
+            return Some(LockOp::unlock(lock, self.last_word()));
         };
         let state = if serving { ServerState::Ready } else { ServerState::Starting };
         if self.succession.is_some() || self.asked == Some(state) {
@@ -353,19 +354,19 @@ impl Reign {
             tcp: situation.tcp.to_owned(),
             state,
         };
-        Some(LockOp::Convert { lock, mode: Mode::Pw, no_queue: true, value: Some(encode(&address)) })
+        Some(LockOp::write(lock, Mode::Pw, encode(&address)))
     }
 
     /// What the value block says when the reign ends.
-    fn last_word(&self) -> UnlockValue {
+    fn last_word(&self) -> ValueChange {
         match &self.succession {
             Some(Succession::To { node, pinned }) => {
                 let state = ServerState::Handover { pinned: *pinned };
                 let address =
                     ServerAddress { node: node.clone(), term: self.term, tcp: String::new(), state };
-                UnlockValue::Write(encode(&address))
+                ValueChange::Write(encode(&address))
             }
-            Some(Succession::Open) | None => UnlockValue::Invalidate,
+            Some(Succession::Open) | None => ValueChange::Invalidate,
         }
     }
 }

@@ -4,7 +4,7 @@ use csnap_lockd::client::{ClientEvent, ClientOutput, Identity, LockClient};
 use csnap_proto::Time;
 use csnap_proto::limits::MEMBER_INFO_BYTES_MAX;
 use csnap_proto::message::local::{LockdInfo, NodeInfo};
-use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView};
+use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView, Watched};
 
 use super::anointing::Anointed;
 use super::{AgentCore, Output};
@@ -129,7 +129,7 @@ impl AgentCore {
 
     fn on_answer(&mut self, now: Time, op: &LockOp, reply: LockReply, out: &mut Vec<Output>) {
         match (op, reply) {
-            (LockOp::WatchMembers, LockReply::Members(members)) => {
+            (LockOp::Watch { what: Watched::Members, .. }, LockReply::Members(members)) => {
                 self.members.reset(now, &self.config.node, members);
             }
             (LockOp::SetInfo { .. }, _) => self.publishing = false,
@@ -192,7 +192,7 @@ impl AgentCore {
     /// Lists the members, if that is due.
     pub(super) fn list_members(&mut self, now: Time, out: &mut Vec<Output>) {
         if self.client.has_room() && self.members.look.take_on() {
-            self.operate(now, LockOp::WatchMembers, out);
+            self.operate(now, LockOp::watch(Watched::Members), out);
         }
     }
 

@@ -100,8 +100,7 @@ impl Layout {
     fn write_lockds(&self) -> anyhow::Result<()> {
         for (lockd, address) in self.lockds.iter().zip(self.lockd_addresses()) {
             make_dir(&lockd.dir)?;
-            let config =
-                LockdConfig { node: lockd.node.clone(), dir: lockd.dir.join("data"), listen: vec![address] };
+            let config = LockdConfig::alone(lockd.node.clone(), lockd.dir.join("data"), vec![address]);
             let text = toml::to_string(&config).context("a configuration has a text")?;
             write(&lockd.dir.join("lockd.toml"), &text)?;
         }

@@ -33,6 +33,9 @@
 //! - after `SessionLost` or `Closed` nothing of the session surfaces any more, and nothing of it is held.
 
 mod core;
+pub mod election;
+#[cfg(feature = "shell")]
+pub mod elector;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;

@@ -61,6 +61,11 @@ impl Connections {
         self.open.remove(&id)
     }
 
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<ConnectionId> {
+        self.open.keys().copied().collect()
+    }
+
     /// Strangers whose time is over.
     pub(super) fn overdue(&self, now: Time) -> Vec<ConnectionId> {
         let late =

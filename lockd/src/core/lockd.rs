@@ -6,6 +6,8 @@
 //!
 //! Invariants:
 //! - commands are applied in the order in which they were appended, each once;
+//! - it serves only while it leads; a lockd that follows applies what the leader appended, tells nobody, and closes what
+//!   asks it anything but its status;
 //! - a session speaks through one connection, the last that proved its secret;
 //! - what is in flight is bounded: [`OPERATIONS_PER_SESSION_MAX`] operations a session, one Open a connection.
 
@@ -38,6 +40,17 @@ pub enum Input {
     Durable {
         /// How many.
         count: usize,
+    },
+    /// The log has a command that this lockd did not append since it leads: another one did, or it in an earlier life.
+    Foreign(Command),
+    /// Another replica's table takes the place of this one's. Only while it follows.
+    Installed(Box<Table>),
+    /// From now on this lockd leads: its table is what the log makes, and it may append to it.
+    Leads,
+    /// From now on another one leads, or nobody that is known. What was appended and is not durable may be lost or not.
+    Follows {
+        /// Where the leader is found, for people.
+        leader: Option<String>,
     },
 }
 
@@ -107,6 +120,8 @@ impl Attendance {
 pub struct Lockd {
     node: Name,
     pid: u32,
+    /// Follows, and then perhaps whom. It serves nobody then: only the leader knows what is true now.
+    follows: Option<Option<String>>,
     table: Table,
     proposals: VecDeque<Proposal>,
     connections: Connections,
@@ -118,16 +133,17 @@ impl Lockd {
     /// Begins to serve `table`, as the log gave it. Every session gets its full lease from `now`.
     #[must_use]
     pub fn new(now: Time, node: Name, pid: u32, table: Table) -> Self {
-        let mut leases = Leases::default();
-        let mut attendance = BTreeMap::new();
-        for (session, lease_ms) in table.leases() {
-            leases.start(now, session, lease_ms);
-            let view = table.view(session).expect("listed just now");
-            let forgetting = table.forgotten(session).expect("listed just now");
-            attendance.insert(session, Attendance::new(view.last_sequence, forgetting));
-        }
+        let mut lockd = Self::following(node, pid, table);
+        lockd.lead(now);
+        lockd
+    }
+
+    /// Begins with `table`, as the log gave it, and waits for what other replicas say.
+    #[must_use]
+    pub fn following(node: Name, pid: u32, table: Table) -> Self {
         let (proposals, connections) = (VecDeque::new(), Connections::default());
-        Self { node, pid, table, proposals, connections, attendance, leases }
+        let (attendance, leases) = (BTreeMap::new(), Leases::default());
+        Self { node, pid, follows: Some(None), table, proposals, connections, attendance, leases }
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
@@ -147,6 +163,16 @@ impl Lockd {
                     self.commit(now, proposal, out);
                 }
             }
+            Input::Foreign(command) => {
+                assert!(self.follows.is_some(), "who leads appends everything itself");
+                self.table.apply(command, &mut Vec::new());
+            }
+            Input::Installed(table) => {
+                assert!(self.follows.is_some(), "who leads has everything");
+                self.table = *table;
+            }
+            Input::Leads => self.lead(now),
+            Input::Follows { leader } => self.follow(leader, out),
         }
         self.on_time(now, out);
     }
@@ -155,6 +181,12 @@ impl Lockd {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.leases.next_deadline().into_iter().chain(self.connections.next_deadline()).min()
+    }
+
+    /// Whether it serves.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.follows.is_none()
     }
 
     /// The table as of the last durable command.
@@ -167,6 +199,37 @@ impl Lockd {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.proposals.len()
+    }
+
+    /// Every session gets its full lease: the last leader may have renewed it a moment ago.
+    fn lead(&mut self, now: Time) {
+        if self.follows.take().is_none() {
+            return;
+        }
+        for (session, lease_ms) in self.table.leases() {
+            self.leases.start(now, session, lease_ms);
+            let view = self.table.view(session).expect("listed just now");
+            let forgetting = self.table.forgotten(session).expect("listed just now");
+            self.attendance.insert(session, Attendance::new(view.last_sequence, forgetting));
+        }
+    }
+
+    /// Owners look for the leader, and ask it again for what was not answered.
+    fn follow(&mut self, leader: Option<String>, out: &mut Vec<Output>) {
+        self.follows = Some(leader);
+        self.proposals.clear();
+        self.attendance.clear();
+        self.leases = Leases::default();
+        for id in self.connections.all() {
+            self.redirect(id, out);
+        }
+    }
+
+    fn redirect(&mut self, id: ConnectionId, out: &mut Vec<Output>) {
+        let leader = self.follows.clone().flatten();
+        let why = leader
+            .map_or("no lockd leads at present".into(), |leader| format!("the lockd at {leader} leads"));
+        self.close(id, &why, out);
     }
 
     fn on_time(&mut self, now: Time, out: &mut Vec<Output>) {
@@ -187,6 +250,7 @@ impl Lockd {
         match (self.connections.role(id), frame.message) {
             (None, _) => {}
             (Some(_), ToLockd::Status) => send(origin, FromLockd::Status(self.status()), out),
+            (Some(_), _) if self.follows.is_some() => self.redirect(id, out),
             (Some(Role::Stranger { .. }), ToLockd::Open { session, secret, node, lease_ms, info }) => {
                 let lease_ms = lease_ms.clamp(LEASE_MS_MIN, LEASE_MS_MAX);
                 self.connections.set_role(id, Role::Opening);

@@ -4,7 +4,9 @@
 //! - [`table`]: the lock table, a state machine replicable by a log;
 //! - [`Lockd`]: connections and leases around it, and the order of log and answers.
 
+pub mod canary;
 mod connection;
+pub mod flags;
 mod lease;
 mod lockd;
 pub mod mode;

@@ -54,6 +54,12 @@ pub fn direction(from: Mode, to: Mode) -> Direction {
     if to >= from { Direction::Read } else { Direction::Nothing }
 }
 
+/// Whether a conversion may ask to be queued (QUECVT): those to a higher mode, and those between CW and PR.
+#[must_use]
+pub fn queues_conversion(from: Mode, to: Mode) -> bool {
+    to > from || (from, to) == (Mode::Pr, Mode::Cw)
+}
+
 const _: () = {
     let mut a = 0;
     while a < 6 {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use csnap_proto::message::lock::{FromLockd, LockOp, Mode, ToLockd};
+use csnap_proto::message::lock::{Flags, FromLockd, LockOp, Mode, ToLockd, ValueChange};
 use csnap_proto::{EventNumber, Frame, Name, Secret, SessionId, Time, frame};
 
 use super::table::{Command, Table};
@@ -136,7 +136,7 @@ impl World {
     }
 
     fn lock(&mut self, peer: usize, mode: Mode) -> Ticket {
-        self.operate(peer, LockOp::Lock { resource: "r".into(), mode, no_queue: false })
+        self.operate(peer, LockOp::lock("r", mode, Flags::NONE))
     }
 
     fn set_renewing(&mut self, peer: usize, renewing: bool) {

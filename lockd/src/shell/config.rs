@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use csnap_proto::Name;
 use serde::{Deserialize, Serialize};
 
+use crate::replica::MEMBERS_MAX;
+
 /// Most addresses to listen on: one a network.
 const LISTEN_MAX: usize = 16;
 
@@ -19,9 +21,25 @@ pub struct LockdConfig {
     pub dir: PathBuf,
     /// Numeric addresses to listen on. Port 0 takes a free one; `DIR/address` says which.
     pub listen: Vec<SocketAddr>,
+    /// Numeric address to listen on for other replicas, under which they know this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_listen: Option<SocketAddr>,
+    /// Where the replicas of the group are found: of a new group all its founders, this one among them, the same for each;
+    /// of a group that is there, any of its replicas. Empty for a lockd alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<SocketAddr>,
+    /// Gives a silent leader up after 50 to 100 ms rather than 150 to 300: for quiet machines with fast disks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fast_elections: bool,
 }
 
 impl LockdConfig {
+    /// Of a lockd alone.
+    #[must_use]
+    pub fn alone(node: Name, dir: PathBuf, listen: Vec<SocketAddr>) -> Self {
+        Self { node, dir, listen, peer_listen: None, peers: Vec::new(), fast_elections: false }
+    }
+
     /// Reads the text of the configuration file at `path`, which is only named in errors.
     ///
     /// # Errors
@@ -35,7 +53,32 @@ impl LockdConfig {
         if config.listen.is_empty() || config.listen.len() > LISTEN_MAX {
             anyhow::bail!("{at}: `listen` needs 1 to {LISTEN_MAX} addresses");
         }
+        config.check_peers().map_err(|what| anyhow::anyhow!("{at}: {what}"))?;
         Ok(config)
+    }
+
+    fn check_peers(&self) -> Result<(), String> {
+        if self.peers.is_empty() && self.peer_listen.is_none() {
+            return Ok(());
+        }
+        let Some(own) = self.peer_listen else {
+            return Err("`peers` needs `peer_listen`, the address among them that is this lockd's".into());
+        };
+        if own.port() == 0 || own.ip().is_unspecified() {
+            return Err(
+                "`peer_listen` must be an address and port at which the other replicas find this one".into(),
+            );
+        }
+        if self.peers.len() > MEMBERS_MAX || !self.peers.contains(&own) {
+            return Err(format!("`peers` needs up to {MEMBERS_MAX} addresses, {own} among them"));
+        }
+        let mut sorted = self.peers.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if sorted.len() != self.peers.len() {
+            return Err("`peers` has an address twice".into());
+        }
+        Ok(())
     }
 }
 
@@ -57,6 +100,12 @@ mod tests {
             ("node = '../x'\ndir = '/d'\nlisten = ['127.0.0.1:0']\n", "line 1"),
             ("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\nport = 1\n", "port"),
             ("node = 'n1'\ndir = '/d'\n", "listen"),
+            ("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\npeers = ['10.0.0.1:1']\n", "peer_listen"),
+            (
+                "node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\npeer_listen = '10.0.0.1:0'\n",
+                "find this one",
+            ),
+            ("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\npeer_listen = '10.0.0.1:1'\n", "among them"),
         ] {
             let error = parse(bad).expect_err("bad");
             assert!(error.contains(says) && error.lines().count() == 1, "{error}");

@@ -4,37 +4,42 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use csnap_proto::limits::FRAME_BYTES_MAX;
-use csnap_proto::message::lock::{FromLockd, LockEvent, LockOp, LockReply, Mode, UnlockValue};
+use csnap_proto::message::lock::{Flags, FromLockd, LockEvent, LockOp, LockReply, Mode, ValueChange};
 use csnap_proto::{LockId, Name, RequestId, Secret, SessionId, Term, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::client::election::{ElectionEvent, Eligibility, Leader};
+use crate::client::elector::Elector;
 use crate::client::shell::LockSession;
 use crate::client::{ClientConfig, ClientEvent, Identity, LockClient};
 
 /// A lockd on a thread of its own. Dropping it stops it where it stands.
-struct Running {
-    address: SocketAddr,
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 fn config(dir: &Path) -> LockdConfig {
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-    LockdConfig { node: Name::new("n1").expect("a name"), dir: dir.to_path_buf(), listen }
+    LockdConfig::alone(Name::new("n1").expect("a name"), dir.to_path_buf(), listen)
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 /// Starts one; returns when it listens, or with why it does not.
 async fn start(dir: &Path) -> anyhow::Result<Running> {
+    start_with(config(dir)).await
+}
+
+pub(super) async fn start_with(config: LockdConfig) -> anyhow::Result<Running> {
     let (stop, stopped) = oneshot::channel::<()>();
     let (ended, mut end) = oneshot::channel();
-    let config = config(dir);
-    let path = dir.join(ADDRESS_FILE);
+    let path = config.dir.join(ADDRESS_FILE);
     let written = |path: PathBuf| fs::metadata(path).and_then(|m| m.modified()).ok();
     let before = written(path.clone());
     let thread = std::thread::spawn(move || {
@@ -58,24 +63,24 @@ async fn start(dir: &Path) -> anyhow::Result<Running> {
 }
 
 impl Running {
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         drop(self.stop.take());
         let thread = self.thread.take().expect("runs");
         thread.join().expect("does not panic").expect("ends well");
     }
 }
 
-fn client(n: u8) -> LockClient {
+pub(super) fn client(n: u8) -> LockClient {
     let identity = Identity { session: SessionId([n; 16]), secret: Secret([n; 16]) };
     let config = ClientConfig { node: Name::new("n1").expect("a name"), lease_ms: 30_000, renew_ms: 100 };
     LockClient::new(config, identity, vec![n])
 }
 
-fn lock(mode: Mode) -> LockOp {
-    LockOp::Lock { resource: "csnap/server".into(), mode, no_queue: false }
+pub(super) fn lock(mode: Mode) -> LockOp {
+    LockOp::lock("csnap/server", mode, Flags::NONE)
 }
 
-fn granted_term(reply: &LockReply) -> Term {
+pub(super) fn granted_term(reply: &LockReply) -> Term {
     match reply {
         LockReply::Granted { lock, .. } => lock.term,
         other => panic!("{other:?}"),
@@ -96,24 +101,50 @@ fn a_restart_forgets_nothing_and_grants_nothing_twice() {
         lockd.stop();
         let lockd = start(dir.path()).await.expect("starts again");
         assert_eq!(lockd.address, address, "its clients know it by its port");
-        let write = LockOp::Convert {
-            lock: LockId(1),
-            mode: Mode::Pw,
-            no_queue: true,
-            value: Some(b"here".to_vec()),
-        };
+        let write = LockOp::write(LockId(1), Mode::Pw, b"here".to_vec());
         assert_eq!(granted_term(&a.operate(write).await.expect("resumed")), Term(1));
-        let unlock = LockOp::Unlock { lock: LockId(1), value: UnlockValue::Keep };
+        let unlock = LockOp::unlock(LockId(1), ValueChange::Keep);
         assert_eq!(a.operate(unlock).await, Ok(LockReply::Done));
         let value = loop {
-            if let ClientEvent::Event(LockEvent::Granted { lock, value }) =
+            if let ClientEvent::Event(LockEvent::Granted { lock, value, .. }) =
                 b_events.recv().await.expect("lives on")
             {
                 assert_eq!(lock.term, Term(2));
                 break value;
             }
         };
+        let value = value.expect("a new lock reads");
         assert_eq!((value.bytes.as_slice(), value.valid), (b"here".as_slice(), true));
+        lockd.stop();
+    });
+}
+
+#[test]
+fn a_leader_is_followed_by_a_candidate_and_everybody_sees_it() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lockd = start(dir.path()).await.expect("starts");
+        let elector = |n| {
+            let (session, events) = LockSession::spawn(client(n), vec![lockd.address]);
+            (session.clone(), Elector::new(session, events, "leader"))
+        };
+        let ((first, mut a), (_, mut b)) = (elector(1), elector(2));
+        a.campaign(Eligibility(1, 1)).await.expect("open");
+        assert_eq!(a.next().await, Ok(ElectionEvent::Elected { term: Term(1), clean: true }));
+        a.proclaim(b"a".to_vec(), Eligibility(1, 2)).await.expect("open");
+        b.campaign(Eligibility(1, 2)).await.expect("open");
+        let leader = Leader { term: Term(1), data: b"a".to_vec() };
+        assert_eq!(b.next().await, Ok(ElectionEvent::Observed(Some(leader))));
+        first.close().await;
+        let followed = loop {
+            if let ElectionEvent::Elected { term, clean } = b.next().await.expect("open") {
+                break (term, clean);
+            }
+        };
+        assert_eq!(followed, (Term(2), false));
+        while a.next().await.expect("told first") != ElectionEvent::Deposed {}
+        b.proclaim(b"b".to_vec(), Eligibility(1, 2)).await.expect("open");
+        b.resign().await.expect("open");
         lockd.stop();
     });
 }
@@ -139,15 +170,13 @@ fn a_log_that_is_full_is_followed_by_the_next() {
         a.operate(lock(Mode::Pw)).await.expect("open");
         let writes = u32::try_from(LOG_BYTES / 4096).expect("small");
         for n in 0..writes {
-            let value = Some(n.to_le_bytes().to_vec());
-            let op = LockOp::Convert { lock: LockId(1), mode: Mode::Pw, no_queue: true, value };
-            a.operate(op).await.expect("open");
+            a.operate(LockOp::write(LockId(1), Mode::Pw, n.to_le_bytes())).await.expect("open");
         }
         assert!(dir.path().join("log-2").exists() && !dir.path().join("log-1").exists());
         lockd.stop();
         let lockd = start(dir.path()).await.expect("starts again");
         let reply = a.operate(lock(Mode::Cr)).await.expect("resumed");
-        let LockReply::Granted { value, .. } = reply else { panic!("{reply:?}") };
+        let LockReply::Granted { value: Some(value), .. } = reply else { panic!("{reply:?}") };
         assert_eq!(value.bytes, (writes - 1).to_le_bytes());
         lockd.stop();
     });

@@ -6,18 +6,18 @@
 //! offset  size  field (little endian)
 //!      0     8  magic "CSNLKLOG"
 //!      8     4  version
-//!     12     4  length of the commands, bytes
+//!     12     4  length of the items, bytes
 //!     16     8  generation of the log
 //!     24     8  place of the batch in the file, bytes
-//!     32     8  sequence of the first command; commands are numbered from 1, over all generations
+//!     32     8  sequence of the first item; items are numbered from 1, over all generations
 //!     40     8  durable: everything in the file before this place was durable when the batch began
-//!     48     4  number of commands
+//!     48     4  number of items
 //!     52     4  CRC-32C of the directory's id, then of the batch with this field zero and without padding
 //!     56     8  zero
-//!     64     …  commands: each a length (4 bytes) and a postcard [`Command`](crate::core::table::Command)
+//!     64     …  items: each a length (4 bytes) and its bytes, which mean nothing here
 //! ```
 //!
-//! The snapshot is one such block, then the table, padded:
+//! The snapshot is one such block, then its content, padded:
 //!
 //! ```text
 //!      0     8  magic "CSNLKSNP"
@@ -25,10 +25,10 @@
 //!     12     4  CRC-32C of the snapshot with this field zero, without padding
 //!     16    16  id of the directory
 //!     32     8  generation that begins with it
-//!     40     8  sequence of the first command after it
-//!     48     8  length of the table, bytes
+//!     40     8  sequence of the first item after it
+//!     48     8  length of the content, bytes
 //!     56     8  zero
-//!     64     …  the table in postcard
+//!     64     …  the content
 //! ```
 //!
 //! Assumed of the medium: a sector holds what was last written to it or, before a sync, something written earlier; a
@@ -38,14 +38,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use csnap_storage::BLOCK_BYTES;
 
 use super::StoreError;
-use crate::core::table::Table;
 
 /// Version of both formats.
 ///
-/// 1: the first.
-pub const VERSION: u32 = 1;
+/// 1: the first. 2: items and content are a replica's, not a table's.
+pub const VERSION: u32 = 2;
 
-/// Most bytes of commands in one batch: many of the largest commands, and small beside a log.
+/// Most bytes of items in one batch: many of the largest commands, and small beside a log.
 pub const BATCH_BYTES_MAX: usize = 64 << 10;
 
 const LOG_MAGIC: [u8; 8] = *b"CSNLKLOG";
@@ -62,7 +61,7 @@ pub struct LogPlace {
     pub generation: u64,
     /// The place in it.
     pub offset: u64,
-    /// The next command.
+    /// The next item.
     pub sequence: u64,
 }
 
@@ -79,8 +78,8 @@ impl LogPlace {
 pub struct Batch<'a> {
     /// What it takes in the file, bytes.
     pub len: u64,
-    /// Its commands.
-    pub commands: Vec<&'a [u8]>,
+    /// Its items.
+    pub items: Vec<&'a [u8]>,
 }
 
 /// A snapshot as it was read.
@@ -88,20 +87,20 @@ pub struct Batch<'a> {
 pub struct Snapshot {
     /// Start of the log that follows it.
     pub place: LogPlace,
-    /// The table.
-    pub table: Table,
+    /// What it keeps.
+    pub content: Bytes,
 }
 
 /// What the batch takes in the file, bytes.
 #[must_use]
-pub fn batch_len(commands: &[Bytes]) -> u64 {
-    let body: usize = commands.iter().map(|command| LENGTH_BYTES + command.len()).sum();
+pub fn batch_len(items: &[Bytes]) -> u64 {
+    let body: usize = items.iter().map(|item| LENGTH_BYTES + item.len()).sum();
     (HEADER_BYTES + body).next_multiple_of(BLOCK_BYTES) as u64
 }
 
-/// How many of `commands`, from the first, make one batch.
+/// How many of `items`, from the first, make one batch.
 #[must_use]
-pub fn batch_count(commands: impl IntoIterator<Item = usize>) -> usize {
+pub fn batch_count(items: impl IntoIterator<Item = usize>) -> usize {
     let mut left = BATCH_BYTES_MAX;
     let fits = |len: &usize| match left.checked_sub(LENGTH_BYTES + len) {
         Some(rest) => {
@@ -110,14 +109,14 @@ pub fn batch_count(commands: impl IntoIterator<Item = usize>) -> usize {
         }
         None => false,
     };
-    commands.into_iter().take_while(fits).count()
+    items.into_iter().take_while(fits).count()
 }
 
 /// The bytes of a batch at `place`.
 #[must_use]
-pub fn encode_batch(place: LogPlace, commands: &[Bytes]) -> Bytes {
-    let mut out = BytesMut::with_capacity(usize::try_from(batch_len(commands)).expect("fits a log"));
-    let body: usize = commands.iter().map(|command| LENGTH_BYTES + command.len()).sum();
+pub fn encode_batch(place: LogPlace, items: &[Bytes]) -> Bytes {
+    let mut out = BytesMut::with_capacity(usize::try_from(batch_len(items)).expect("fits a log"));
+    let body: usize = items.iter().map(|item| LENGTH_BYTES + item.len()).sum();
     assert!(body <= BATCH_BYTES_MAX, "a batch of {body} bytes was not split");
     out.put_slice(&LOG_MAGIC);
     out.put_u32_le(VERSION);
@@ -126,11 +125,11 @@ pub fn encode_batch(place: LogPlace, commands: &[Bytes]) -> Bytes {
     out.put_u64_le(place.offset);
     out.put_u64_le(place.sequence);
     out.put_u64_le(place.offset);
-    out.put_u32_le(u32::try_from(commands.len()).expect("fewer than bytes"));
+    out.put_u32_le(u32::try_from(items.len()).expect("fewer than bytes"));
     out.put_bytes(0, 12);
-    for command in commands {
-        out.put_u32_le(u32::try_from(command.len()).expect("checked above"));
-        out.put_slice(command);
+    for item in items {
+        out.put_u32_le(u32::try_from(item.len()).expect("checked above"));
+        out.put_slice(item);
     }
     let crc = checksum(&place.id, &out, 52);
     out[52..56].copy_from_slice(&crc.to_le_bytes());
@@ -171,31 +170,30 @@ fn parse_batch(log: &[u8], place: LogPlace) -> Option<(Batch<'_>, u64)> {
         return None;
     }
     let mut body = &record[HEADER_BYTES..];
-    let mut commands = Vec::new();
+    let mut items = Vec::new();
     for _ in 0..u32_at(header, 48) {
         let (len, after) = body.split_first_chunk::<LENGTH_BYTES>()?;
-        let (command, after) = after.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        commands.push(command);
+        let (item, after) = after.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        items.push(item);
         body = after;
     }
     let len = record.len().next_multiple_of(BLOCK_BYTES) as u64;
-    (body.is_empty() && !commands.is_empty()).then_some((Batch { len, commands }, u64_at(header, 32)))
+    (body.is_empty() && !items.is_empty()).then_some((Batch { len, items }, u64_at(header, 32)))
 }
 
 /// The bytes of a snapshot that begins the generation of `place`.
 #[must_use]
-pub fn encode_snapshot(place: LogPlace, table: &Table) -> Bytes {
-    let table = postcard::to_stdvec(table).expect("writing to memory does not fail");
-    let mut out = BytesMut::with_capacity((HEADER_BYTES + table.len()).next_multiple_of(BLOCK_BYTES));
+pub fn encode_snapshot(place: LogPlace, content: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity((HEADER_BYTES + content.len()).next_multiple_of(BLOCK_BYTES));
     out.put_slice(&SNAPSHOT_MAGIC);
     out.put_u32_le(VERSION);
     out.put_u32_le(0);
     out.put_slice(&place.id);
     out.put_u64_le(place.generation);
     out.put_u64_le(place.sequence);
-    out.put_u64_le(table.len() as u64);
+    out.put_u64_le(content.len() as u64);
     out.put_u64_le(0);
-    out.put_slice(&table);
+    out.put_slice(content);
     let crc = checksum(&[], &out, 12);
     out[12..16].copy_from_slice(&crc.to_le_bytes());
     out.put_bytes(0, out.len().next_multiple_of(BLOCK_BYTES) - out.len());
@@ -219,10 +217,9 @@ pub fn decode_snapshot(file: &[u8]) -> Result<Snapshot, StoreError> {
     if checksum(&[], record, 12) != u32_at(header, 12) {
         return Err(corrupt(12, "its checksum does not match"));
     }
-    let table = postcard::from_bytes(&record[HEADER_BYTES..])
-        .map_err(|_| corrupt(HEADER_BYTES as u64, "its table does not decode"))?;
+    let content = Bytes::copy_from_slice(&record[HEADER_BYTES..]);
     let id = header[16..32].try_into().expect("sixteen bytes");
-    Ok(Snapshot { place: LogPlace::start(id, u64_at(header, 32), u64_at(header, 40)), table })
+    Ok(Snapshot { place: LogPlace::start(id, u64_at(header, 32), u64_at(header, 40)), content })
 }
 
 /// CRC-32C of `seed` and of `record` with four zeros at `hole`.

@@ -2,15 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use csnap_proto::message::lock::{LockOp, Mode, UnlockValue};
+use csnap_proto::message::lock::{Flags, LockOp, Mode, ValueChange};
 use csnap_proto::{LockId, Name, Secret, Sequence, SessionId};
 use csnap_storage::sim::executor::{Task, run};
 use csnap_storage::sim::{Fault, FaultError, OperationKind, SimDisk, SimNode, SimStorage};
 
+use bytes::Bytes;
+use csnap_storage::{BLOCK_BYTES, Storage};
+
+use super::record::{BATCH_BYTES_MAX, LogPlace, encode_batch};
+use super::table::Store;
 use super::*;
+use crate::canary::Broken;
+use crate::core::table::{Command, Table};
 
 const NODE: SimNode = SimNode(1);
-const OPTIONS: StoreOptions = StoreOptions { fresh_id: [7; 16], log_bytes: LOG_BYTES_MIN };
+const OPTIONS: StoreOptions =
+    StoreOptions { fresh_id: [7; 16], log_bytes: LOG_BYTES_MIN, broken: Broken::NONE };
 
 const SESSION: SessionId = SessionId([1; 16]);
 
@@ -33,8 +41,8 @@ fn command(n: u64) -> Command {
     }
     let round = n / 3 + 1;
     let op = match n % 3 {
-        2 => LockOp::Lock { resource: "r".into(), mode: Mode::Ex, no_queue: true },
-        0 => LockOp::Unlock { lock: LockId(round - 1), value: UnlockValue::Write(n.to_le_bytes().to_vec()) },
+        2 => LockOp::lock("r", Mode::Ex, Flags::NOQUEUE),
+        0 => LockOp::unlock(LockId(round - 1), ValueChange::Write(n.to_le_bytes().to_vec())),
         _ => LockOp::SetInfo { info: n.to_le_bytes().repeat(250) },
     };
     let sequence = Sequence(n - 1);
@@ -63,7 +71,7 @@ async fn history(
     acknowledged: &std::cell::Cell<u64>,
 ) -> Result<()> {
     let (mut store, mut table) = Store::open(storage, OPTIONS).await?;
-    let mut done = store.place.sequence - 1;
+    let mut done = store.log.place.sequence - 1;
     acknowledged.set(done);
     let mut size = 1;
     while done < count {
@@ -89,7 +97,7 @@ async fn history(
 /// The table that is there, which must be one after at least `acknowledged` and at most `written` commands.
 fn check_survivor(disk: &SimDisk, acknowledged: u64, written: u64) -> u64 {
     let (store, table) = open(disk).expect("what a crash leaves can be opened");
-    let count = store.place.sequence - 1;
+    let count = store.log.place.sequence - 1;
     assert!((acknowledged..=written).contains(&count), "{acknowledged} <= {count} <= {written}");
     assert_eq!(table, table_after(count));
     assert_eq!(table.check(), Ok(()));
@@ -201,7 +209,7 @@ fn batches_of_another_place_generation_or_directory_are_none() {
     let commands = [encoded(&command(1)), encoded(&command(2))];
     let batch = encode_batch(place, &commands);
     let read = record::decode_batch(&batch, place).expect("whole");
-    assert_eq!((read.len, read.commands.len()), (batch.len() as u64, 2));
+    assert_eq!((read.len, read.items.len()), (batch.len() as u64, 2));
     for other in [
         LogPlace { id: [8; 16], ..place },
         LogPlace { generation: 4, ..place },
@@ -222,8 +230,8 @@ fn batches_of_another_place_generation_or_directory_are_none() {
 #[test]
 fn another_version_and_a_damaged_snapshot_are_refused() {
     let disk = five_batches();
-    disk.poke("snapshot", 8, &2u32.to_le_bytes()).expect("exists");
-    assert_eq!(open(&disk).err(), Some(StoreError::Version { file: "snapshot".into(), found: 2 }));
+    disk.poke("snapshot", 8, &3u32.to_le_bytes()).expect("exists");
+    assert_eq!(open(&disk).err(), Some(StoreError::Version { file: "snapshot".into(), found: 3 }));
     for at in [0, 13, 33, 50, 64] {
         let disk = five_batches();
         disk.poke("snapshot", at, &[0xaa]).expect("exists");
@@ -328,7 +336,7 @@ fn a_full_disk_keeps_no_lockd_from_starting_and_costs_nothing_acknowledged() {
         match open(&disk) {
             Ok((mut store, table)) => {
                 opened += 1;
-                let served = store.place.sequence - 1;
+                let served = store.log.place.sequence - 1;
                 assert_eq!(table, table_after(served));
                 assert!(served >= acknowledged.get() && disk.peek("snapshot.tmp").is_none());
                 run(store.append(&[encoded(&command(served + 1))])).expect("its space is there already");

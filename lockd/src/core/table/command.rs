@@ -87,7 +87,7 @@ pub enum Effect {
         /// What.
         event: LockEvent,
     },
-    /// The session is over; nothing of it is left.
+    /// The session is over; nothing of it is left but the persistent locks of its owners.
     Ended {
         /// Which.
         session: SessionId,

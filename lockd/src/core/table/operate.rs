@@ -1,185 +1,157 @@
-//! Lock operations: what the asker gets. What follows for others is `settle`'s.
+//! Operations: who does what, and what is answered. What follows for others is `settle`'s.
 
-use csnap_proto::limits::LOCKS_PER_SESSION_MAX;
-use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView, Mode, UnlockValue, ValueBlock};
+use csnap_proto::message::lock::{
+    Flags, KeyOp, LockEvent, LockOp, LockReply, LockView, Mode, Told, ValueChange, Watched,
+};
 use csnap_proto::{LockId, Sequence, SessionId, Term};
 
-use super::resource::{Lock, Resource, Standing};
+use super::resource::Lock;
 use super::session::StoredReply;
-use super::{Effect, LOCKS_PER_RESOURCE_MAX, RESOURCES_MAX, Table};
+use super::settle::Standing;
+use super::{Effect, Table};
+use crate::core::canary::Canary;
 use crate::core::mode::{Direction, direction, is_writer};
 
 /// A reply, and what is to be done once it is out.
-struct Outcome {
-    reply: StoredReply,
+pub(super) struct Outcome {
+    pub(super) reply: LockReply,
     /// The resource that changed, and how it stood before.
-    touched: Option<(String, Standing)>,
-    /// An event that ends a request of the asker's.
-    event: Option<LockEvent>,
+    pub(super) touched: Option<(String, Standing)>,
+    /// Whom to tell directly.
+    pub(super) notices: Vec<(SessionId, LockEvent)>,
 }
 
 impl From<LockReply> for Outcome {
     fn from(reply: LockReply) -> Self {
-        Self { reply: StoredReply::Reply(reply), touched: None, event: None }
+        Self { reply, touched: None, notices: Vec::new() }
     }
 }
 
-fn invalid(why: &str) -> LockReply {
+pub(super) fn invalid(why: impl Into<String>) -> LockReply {
     LockReply::Invalid(why.into())
 }
 
 impl Table {
     pub(super) fn operate(&mut self, id: SessionId, at: Sequence, op: LockOp, effects: &mut Vec<Effect>) {
         let outcome = match op {
-            LockOp::Lock { resource, mode, no_queue } => self.lock(id, resource, mode, no_queue),
-            LockOp::Convert { lock, mode, no_queue, value } => self.convert(id, lock, mode, no_queue, value),
-            LockOp::Unlock { lock, value } => self.unlock(id, lock, value),
+            LockOp::Lock { resource, mode, flags, owner } => self.lock(id, resource, mode, flags, owner),
+            LockOp::Convert { lock, mode, flags, value } => {
+                self.convert(id, lock, mode, flags, value, effects)
+            }
+            LockOp::Unlock { lock, flags, value } => self.unlock(id, lock, flags, value),
             LockOp::Cancel { lock } => self.cancel(id, lock),
-            LockOp::Watch { resource } => self.watch(id, resource).into(),
-            LockOp::Unwatch { resource } => self.unwatch(id, &resource).into(),
-            LockOp::WatchMembers => {
-                self.watch_members(id);
-                Outcome { reply: StoredReply::Members, touched: None, event: None }
+            LockOp::Adopt { lock, owner } => self.adopt(id, lock, owner),
+            LockOp::Break { lock } => self.break_lock(lock),
+            LockOp::Unwatch { what } => {
+                self.unwatch(id, &what);
+                LockReply::Done.into()
             }
             LockOp::SetInfo { info } => {
                 self.answer(id, at, StoredReply::Reply(LockReply::Done), effects);
-                self.set_info(id, info, effects);
-                return;
+                return self.set_info(id, info, effects);
+            }
+            LockOp::Key(op @ (KeyOp::Put { .. } | KeyOp::Delete { .. })) => {
+                let (reply, changed) = self.change_key(id, op);
+                self.answer(id, at, StoredReply::Reply(reply), effects);
+                return self.tell_key(changed, effects);
+            }
+            LockOp::Watch { what, once } => {
+                let refusal = self.watch(id, what.clone(), once);
+                let op = LockOp::Watch { what, once };
+                let stored = match (&refusal, &op) {
+                    (Some(refusal), _) => StoredReply::Reply(refusal.clone()),
+                    // Short, and told exactly: an owner sees the events after it as the changes that they are.
+                    (None, LockOp::Watch { what: Watched::Value(_), .. }) => {
+                        StoredReply::Reply(self.look(&op))
+                    }
+                    (None, _) => StoredReply::Again(op),
+                };
+                return self.answer(id, at, stored, effects);
+            }
+            op @ (LockOp::Key(_) | LockOp::Show { .. } | LockOp::Locks { .. }) => {
+                return self.answer(id, at, StoredReply::Again(op), effects);
             }
         };
-        self.answer(id, at, outcome.reply, effects);
-        if let Some(event) = outcome.event {
-            self.event(id, event, effects);
+        self.conclude(id, at, outcome, effects);
+    }
+
+    fn conclude(&mut self, id: SessionId, at: Sequence, outcome: Outcome, effects: &mut Vec<Effect>) {
+        let granted = matches!(outcome.reply, LockReply::Granted { .. });
+        self.answer(id, at, StoredReply::Reply(outcome.reply), effects);
+        for (session, event) in outcome.notices {
+            self.event(session, event, effects);
         }
         if let Some((resource, before)) = outcome.touched {
             self.settle(&resource, before, effects);
+            if granted {
+                self.tell_circles(id, effects);
+            }
         }
     }
 
-    fn lock(&mut self, session: SessionId, name: String, mode: Mode, no_queue: bool) -> Outcome {
-        if self.sessions[&session].locks.len() >= LOCKS_PER_SESSION_MAX {
-            return invalid("the session has as many locks as one may have").into();
-        }
-        if let Err(full) = self.make_resource(&name) {
-            return full.into();
-        }
-        let before = self.standing(&name);
-        let resource = self.resources.get_mut(&name).expect("made above");
-        let free = resource.takes_new(mode, &self.locks);
-        let refusal = if resource.lock_count() >= LOCKS_PER_RESOURCE_MAX {
-            Some(invalid("the resource has as many locks as one may have"))
-        } else {
-            (!free && no_queue).then_some(LockReply::WouldBlock)
-        };
-        if let Some(refusal) = refusal {
-            return refusal.into();
-        }
-        self.last_lock = self.last_lock.next();
-        let id = self.last_lock;
-        let (resource_name, wanted) = (name.clone(), Some(mode));
-        let lock =
-            Lock { session, resource: resource_name, granted: None, wanted, term: Term(0), told: None };
-        self.locks.insert(id, lock);
-        self.sessions.get_mut(&session).expect("checked by the caller").locks.insert(id);
-        let reply = if free {
-            self.grant(id, mode)
-        } else {
-            resource.waiting.push_back(id);
-            LockReply::Queued { lock: id }
-        };
-        Outcome { touched: Some((name, before)), ..reply.into() }
-    }
-
-    fn convert(
-        &mut self,
-        session: SessionId,
-        id: LockId,
-        mode: Mode,
-        no_queue: bool,
-        value: Option<Vec<u8>>,
-    ) -> Outcome {
+    fn unlock(&mut self, session: SessionId, id: LockId, flags: Flags, value: ValueChange) -> Outcome {
         let Some(lock) = self.own_lock(session, id) else { return invalid("no such lock").into() };
-        let (Some(from), None) = (lock.granted, lock.wanted) else {
-            return invalid("the lock waits already").into();
-        };
-        let writes = direction(from, mode) == Direction::Write;
-        if value.is_some() && !writes {
-            return invalid("this conversion does not write the value block").into();
+        if let Err(why) = crate::core::flags::check_unlock(flags) {
+            return invalid(why).into();
         }
-        let (name, term) = (lock.resource.clone(), lock.term);
-        let before = self.standing(&name);
-        let resource = self.resources.get_mut(&name).expect("locks have their resource");
-        let reply = if !resource.is_blocked(Some(id), mode, &self.locks) {
-            if let Some(bytes) = value {
-                self.write_value(&name, bytes, term);
-            }
-            self.grant(id, mode)
-        } else {
-            assert!(!writes, "a conversion from a writer mode that does not go up is never blocked");
-            if no_queue {
-                return LockReply::WouldBlock.into();
-            }
-            if resource.is_deadlock(id, &self.locks) {
-                return LockReply::Deadlock.into();
-            }
-            resource.converting.push_back(id);
-            self.locks.get_mut(&id).expect("found above").wanted = Some(mode);
-            LockReply::Queued { lock: id }
-        };
-        Outcome { touched: Some((name, before)), ..reply.into() }
-    }
-
-    fn unlock(&mut self, session: SessionId, id: LockId, value: UnlockValue) -> Outcome {
-        let Some(lock) = self.own_lock(session, id) else { return invalid("no such lock").into() };
+        if lock.wanted.is_some() && !flags.has(Flags::FORCEUNLOCK) {
+            return LockReply::Busy.into();
+        }
         let name = lock.resource.clone();
         let before = self.standing(&name);
-        self.drop_lock(id, Some(value));
-        self.sessions.get_mut(&session).expect("checked by the caller").locks.remove(&id);
+        self.drop_lock(id, value);
         Outcome { touched: Some((name, before)), ..LockReply::Done.into() }
     }
 
+    /// Waiting: removed. Converting: back to the mode that it has. Granted: the grant came first.
     fn cancel(&mut self, session: SessionId, id: LockId) -> Outcome {
         let Some(lock) = self.own_lock(session, id) else { return invalid("no such lock").into() };
-        let name = lock.resource.clone();
+        if lock.wanted.is_none() {
+            return self.granted_reply(id, Direction::Read, Told::default()).into();
+        }
+        let (name, waiting) = (lock.resource.clone(), lock.granted.is_none());
         let before = self.standing(&name);
-        match (lock.granted, lock.wanted) {
-            (_, None) => return self.granted_reply(id).into(),
-            (None, Some(_)) => {
-                self.drop_lock(id, None);
-                self.sessions.get_mut(&session).expect("checked by the caller").locks.remove(&id);
-            }
-            (Some(_), Some(_)) => {
-                self.resources.get_mut(&name).expect("locks have their resource").unqueue(id);
-                self.locks.get_mut(&id).expect("found above").wanted = None;
-            }
+        if waiting {
+            self.drop_lock(id, ValueChange::Keep);
+        } else {
+            self.dequeue(id);
         }
-        let event = Some(LockEvent::Cancelled { lock: id });
-        Outcome { touched: Some((name, before)), event, ..LockReply::Done.into() }
+        let touched = (!self.broken.breaks(Canary::NoWakeupAfterCancel)).then_some((name, before));
+        let notices = vec![(session, LockEvent::Cancelled { lock: id })];
+        Outcome { reply: LockReply::Done, touched, notices }
     }
 
-    fn own_lock(&self, session: SessionId, id: LockId) -> Option<&Lock> {
-        self.locks.get(&id).filter(|lock| lock.session == session)
+    pub(super) fn own_lock(&self, session: SessionId, id: LockId) -> Option<&Lock> {
+        self.locks.get(&id).filter(|lock| lock.session == Some(session))
     }
 
-    /// Makes the resource if it is not there; whoever calls settles it or drops it again if it stays unused.
-    pub(super) fn make_resource(&mut self, name: &str) -> Result<(), LockReply> {
-        if !self.resources.contains_key(name) {
-            if self.resources.len() >= RESOURCES_MAX {
-                return Err(invalid("lockd has as many resources as it may have"));
-            }
-            self.resources.insert(name.to_owned(), Resource::default());
+    /// Puts a lock into the queue of its resource.
+    pub(super) fn enqueue(&mut self, id: LockId, wanted: Mode, flags: Flags) {
+        let lock = self.locks.get_mut(&id).expect("only known locks are queued");
+        (lock.wanted, lock.flags) = (Some(wanted), flags);
+        let resource = self.resources.get_mut(&lock.resource).expect("locks have their resource");
+        resource.enqueue(id, lock.granted.is_some(), flags);
+        let session = lock.session.and_then(|session| self.sessions.get_mut(&session));
+        session.expect("only live sessions ask").waits.insert(id);
+    }
+
+    /// Takes a lock out of the queue: what it waited for is forgotten.
+    pub(super) fn dequeue(&mut self, id: LockId) {
+        let lock = self.locks.get_mut(&id).expect("only known locks are queued");
+        (lock.wanted, lock.flags, lock.told_circle) = (None, Flags::NONE, false);
+        self.resources.get_mut(&lock.resource).expect("locks have their resource").unqueue(id);
+        if let Some(session) = lock.session.and_then(|session| self.sessions.get_mut(&session)) {
+            session.waits.remove(&id);
         }
-        Ok(())
     }
 
     /// Gives the lock its mode. A grant into a writer mode from below is a new term; within them the term stays.
-    pub(super) fn grant(&mut self, id: LockId, mode: Mode) -> LockReply {
+    pub(super) fn grant(&mut self, id: LockId, mode: Mode, told: Told) -> LockReply {
+        self.dequeue(id);
         let lock = self.locks.get_mut(&id).expect("only known locks are granted");
-        let resource = self.resources.get_mut(&lock.resource).expect("locks have their resource");
-        resource.unqueue(id);
-        resource.granted.insert(id);
-        let wrote = lock.granted.is_some_and(is_writer);
-        lock.term = match (wrote, is_writer(mode)) {
+        self.resources.get_mut(&lock.resource).expect("locks have their resource").granted.insert(id);
+        let moves = lock.granted.map_or(Direction::Read, |from| direction(from, mode));
+        lock.term = match (lock.is_writer(), is_writer(mode)) {
             (true, true) => lock.term,
             (false, true) => {
                 self.term = self.term.next();
@@ -187,14 +159,14 @@ impl Table {
             }
             (_, false) => Term(0),
         };
-        (lock.granted, lock.wanted, lock.told) = (Some(mode), None, None);
-        self.granted_reply(id)
+        (lock.granted, lock.told) = (Some(mode), None);
+        self.granted_reply(id, moves, told)
     }
 
-    fn granted_reply(&self, id: LockId) -> LockReply {
+    pub(super) fn granted_reply(&self, id: LockId, moves: Direction, told: Told) -> LockReply {
         let lock = self.lock_view(id).expect("asked for granted locks only");
-        let value = self.resources[&lock.resource].value.clone();
-        LockReply::Granted { lock, value }
+        let value = (moves != Direction::Nothing).then(|| self.resources[&lock.resource].value.clone());
+        LockReply::Granted { lock, value, told }
     }
 
     /// A granted lock as its owner sees it.
@@ -204,26 +176,33 @@ impl Table {
         Some(LockView { lock: id, resource: lock.resource.clone(), mode, term: lock.term })
     }
 
-    /// Removes a lock from its resource. From a writer mode `value` says what becomes of the value block.
-    pub(super) fn drop_lock(&mut self, id: LockId, value: Option<UnlockValue>) {
-        let lock = self.locks.remove(&id).expect("only known locks are dropped");
-        let resource = self.resources.get_mut(&lock.resource).expect("locks have their resource");
-        resource.remove(id);
-        match value {
-            Some(UnlockValue::Write(bytes)) if lock.granted.is_some_and(is_writer) => {
-                self.write_value(&lock.resource, bytes, lock.term);
-            }
-            Some(UnlockValue::Invalidate) if lock.granted.is_some_and(is_writer) => {
-                self.value_sequence += 1;
-                (resource.value.valid, resource.value.sequence) = (false, self.value_sequence);
-            }
-            _ => {}
+    /// Removes a lock from its resource and its session. From a writer mode `value` says what becomes of the value block.
+    pub(super) fn drop_lock(&mut self, id: LockId, value: ValueChange) {
+        self.dequeue(id);
+        if self.locks[&id].is_writer() {
+            self.change_value(id, value);
+        }
+        let lock = self.locks.remove(&id).expect("looked up above");
+        self.resources.get_mut(&lock.resource).expect("locks have their resource").remove(id);
+        self.persistent -= usize::from(lock.owner.is_some());
+        if let Some(session) = lock.session.and_then(|session| self.sessions.get_mut(&session)) {
+            session.locks.remove(&id);
         }
     }
 
-    fn write_value(&mut self, name: &str, bytes: Vec<u8>, term: Term) {
+    /// Changes the value block in the name of a lock that holds PW or EX.
+    pub(super) fn change_value(&mut self, id: LockId, change: ValueChange) {
+        let lock = &self.locks[&id];
+        let value = &mut self.resources.get_mut(&lock.resource).expect("locks have their resource").value;
+        match change {
+            ValueChange::Keep => return,
+            ValueChange::Write(bytes) => {
+                (value.valid, value.bytes) = (!bytes.is_empty(), bytes);
+                (value.writer, value.term) = (lock.holder(), lock.term);
+            }
+            ValueChange::Invalidate => value.valid = false,
+        }
         self.value_sequence += 1;
-        let resource = self.resources.get_mut(name).expect("its lock was there");
-        resource.value = ValueBlock { bytes, sequence: self.value_sequence, valid: true, term };
+        value.sequence = self.value_sequence;
     }
 }

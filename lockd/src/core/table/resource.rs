@@ -1,33 +1,55 @@
 //! One resource and its three queues: who holds it, who converts, who waits; and the rules of who is next.
 //!
-//! The rules are those of Linux's `_can_be_granted` without the flags that nobody here uses: a conversion is granted in
-//! place unless a granted lock is in its way; one that must wait does so behind earlier ones; new requests wait behind
-//! every conversion and every earlier request; NL never waits.
+//! The rules are those of Linux's `_can_be_granted`, in its order; docs/lockd.md has them as a list.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use csnap_proto::message::lock::{Mode, ValueBlock};
+use csnap_proto::message::lock::{Flags, Holder, LockRow, Mode, Owner, Told, ValueBlock};
 use csnap_proto::{LockId, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::core::canary::{Broken, Canary};
+use crate::core::flags::alternative;
 use crate::core::mode::{MODES, compatible, is_writer};
 
 /// One lock, granted or waiting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lock {
-    pub(super) session: SessionId,
+    /// Absent of an orphan.
+    pub(super) session: Option<SessionId>,
+    /// Of a persistent lock.
+    pub(super) owner: Option<Owner>,
     pub(super) resource: String,
     /// Mode that it holds; absent while a new request waits.
     pub(super) granted: Option<Mode>,
     /// Mode that it waits for.
     pub(super) wanted: Option<Mode>,
+    /// Of the request that waits.
+    pub(super) flags: Flags,
     /// Of the grant into PW or EX; 0 in other modes.
     pub(super) term: Term,
     /// Highest mode that its owner was told to be in the way of.
     pub(super) told: Option<Mode>,
+    /// Its owner was told that it waits in a circle.
+    pub(super) told_circle: bool,
 }
 
 pub(super) type Locks = BTreeMap<LockId, Lock>;
+
+impl Lock {
+    pub(super) fn holder(&self) -> Holder {
+        Holder { session: self.session, owner: self.owner.map(|owner| owner.id) }
+    }
+
+    pub(super) fn row(&self, lock: LockId) -> LockRow {
+        let (mode, wanted, flags, term) = (self.granted, self.wanted, self.flags, self.term);
+        LockRow { lock, holder: self.holder(), mode, wanted, flags, term }
+    }
+
+    pub(super) fn is_writer(&self) -> bool {
+        self.granted.is_some_and(is_writer)
+    }
+}
 
 /// See the module. Invariants: locks in `granted` have a granted mode and any two are compatible; those in
 /// `converting` are among them and want a mode too; those in `waiting` only want one.
@@ -37,68 +59,99 @@ pub(super) struct Resource {
     pub(super) converting: VecDeque<LockId>,
     pub(super) waiting: VecDeque<LockId>,
     pub(super) value: ValueBlock,
-    pub(super) watchers: BTreeSet<SessionId>,
 }
 
-/// What watchers of a resource are told of when it differs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Standing {
-    value_sequence: u64,
-    writer: Option<(LockId, Term)>,
+/// A request, as the rules of granting see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// The lock, unless it is not made yet.
+    pub(super) id: Option<LockId>,
+    pub(super) wanted: Mode,
+    pub(super) flags: Flags,
+    /// It has a granted mode.
+    pub(super) converts: bool,
+    /// It waits in its queue; else it comes just now.
+    pub(super) queued: bool,
+    pub(super) broken: Broken,
 }
 
 impl Resource {
-    pub(super) fn standing(&self, locks: &Locks) -> Standing {
-        Standing { value_sequence: self.value.sequence, writer: self.writer(locks) }
+    /// The lock that holds PW or EX; there is at most one.
+    pub(super) fn writer(&self, locks: &Locks) -> Option<(LockId, Term)> {
+        let writer = self.granted.iter().find(|id| locks[id].is_writer());
+        writer.map(|id| (*id, locks[id].term))
     }
 
-    fn writer(&self, locks: &Locks) -> Option<(LockId, Term)> {
-        let holds = |id: &LockId| locks[id].granted.is_some_and(is_writer);
-        self.granted.iter().find(|id| holds(id)).map(|id| (*id, locks[id].term))
-    }
-
-    /// Nobody holds PW or EX.
-    pub(super) fn is_vacant(&self, locks: &Locks) -> bool {
-        self.writer(locks).is_none()
-    }
-
-    /// Nothing here is worth keeping. An empty value block says as much as none.
+    /// Nothing here is worth keeping.
     pub(super) fn is_unused(&self) -> bool {
-        self.granted.is_empty()
-            && self.waiting.is_empty()
-            && self.watchers.is_empty()
-            && self.value.bytes.is_empty()
+        self.granted.is_empty() && self.waiting.is_empty() && self.value.bytes.is_empty()
     }
 
     pub(super) fn lock_count(&self) -> usize {
         self.granted.len() + self.waiting.len()
     }
 
-    /// A granted lock, other than `id` itself, is in the way of `mode`.
+    /// A granted lock, other than `id` itself, is in the way of `mode`. Those that convert are granted in their old mode.
     pub(super) fn is_blocked(&self, id: Option<LockId>, mode: Mode, locks: &Locks) -> bool {
-        let others = self.granted.iter().filter(|other| Some(**other) != id);
-        others.filter_map(|other| locks[other].granted).any(|granted| !compatible(granted, mode))
+        self.in_the_way(id, mode, locks).next().is_some()
     }
 
-    /// A request for a new lock would be granted at once.
-    pub(super) fn takes_new(&self, mode: Mode, locks: &Locks) -> bool {
-        let queued = !self.converting.is_empty() || !self.waiting.is_empty();
-        mode == Mode::Nl || (!queued && !self.is_blocked(None, mode, locks))
+    /// The granted locks, other than `id` itself, that do not go with `mode`.
+    pub(super) fn in_the_way(
+        &self,
+        id: Option<LockId>,
+        mode: Mode,
+        locks: &Locks,
+    ) -> impl Iterator<Item = LockId> {
+        let others = self.granted.iter().copied().filter(move |other| Some(*other) != id);
+        others.filter(move |other| locks[other].granted.is_some_and(|granted| !compatible(granted, mode)))
     }
 
-    /// Queueing a conversion of `id` would never end: an earlier one waits for the mode that `id` would keep meanwhile.
-    pub(super) fn is_deadlock(&self, id: LockId, locks: &Locks) -> bool {
-        let held = locks[&id].granted.expect("only granted locks are converted");
-        let mut earlier = self.converting.iter().filter_map(|other| locks[other].wanted);
-        earlier.any(|wanted| !compatible(held, wanted))
+    /// The mode in which the request can be granted now, and what is to be said of it.
+    pub(super) fn grantable(&self, asked: &Asked, locks: &Locks) -> Option<(Mode, Told)> {
+        if self.may_have(asked, asked.wanted, locks) {
+            return Some((asked.wanted, Told::default()));
+        }
+        let alternative = alternative(asked.wanted, asked.flags)?;
+        let told = Told { alternate: true, ..Told::default() };
+        self.may_have(asked, alternative, locks).then_some((alternative, told))
     }
 
-    /// The queued request that is next and no longer blocked. Only the first conversion is looked at, and the first
-    /// waiting request only when none converts: that order keeps the later ones from starving the earlier.
-    pub(super) fn next_grantable(&self, locks: &Locks) -> Option<LockId> {
-        let first = *self.converting.front().or(self.waiting.front())?;
-        let wanted = locks[&first].wanted.expect("queued locks want a mode");
-        (!self.is_blocked(Some(first), wanted, locks)).then_some(first)
+    fn may_have(&self, asked: &Asked, mode: Mode, locks: &Locks) -> bool {
+        if asked.flags.has(Flags::EXPEDITE) {
+            return true;
+        }
+        if self.is_blocked(asked.id, mode, locks) {
+            return false;
+        }
+        match (asked.converts, asked.queued) {
+            (true, false) => !asked.flags.has(Flags::QUECVT) || self.converting.is_empty(),
+            _ if asked.flags.has(Flags::NOORDER) => true,
+            (true, true) => self.converting.front().copied() == asked.id,
+            (false, true) => self.converting.is_empty() && self.waiting.front().copied() == asked.id,
+            (false, false) => {
+                let passes = asked.broken.breaks(Canary::PassTheConvertQueue);
+                (self.converting.is_empty() || passes) && self.waiting.is_empty()
+            }
+        }
+    }
+
+    /// The next request in the queues that can be granted, the way the rules go through them.
+    pub(super) fn next_grantable(&self, locks: &Locks, broken: Broken) -> Option<(LockId, Mode, Told)> {
+        let queue = |queue: &VecDeque<LockId>, converts| {
+            queue.iter().enumerate().find_map(|(at, id)| {
+                let lock = &locks[id];
+                // Behind the first only those that mind no order have a chance.
+                if at > 0 && !lock.flags.has(Flags::NOORDER) {
+                    return None;
+                }
+                let wanted = lock.wanted.expect("queued locks want a mode");
+                let asked =
+                    Asked { id: Some(*id), wanted, flags: lock.flags, converts, queued: true, broken };
+                self.grantable(&asked, locks).map(|(mode, told)| (*id, mode, told))
+            })
+        };
+        queue(&self.converting, true).or_else(|| queue(&self.waiting, false))
     }
 
     /// For each granted lock, the highest mode that it keeps others from.
@@ -116,6 +169,12 @@ impl Resource {
             })
         };
         self.granted.iter().map(|id| (*id, highest(id))).collect()
+    }
+
+    /// Puts a request into its queue.
+    pub(super) fn enqueue(&mut self, id: LockId, converts: bool, flags: Flags) {
+        let queue = if converts { &mut self.converting } else { &mut self.waiting };
+        if flags.has(Flags::HEADQUE) { queue.push_front(id) } else { queue.push_back(id) }
     }
 
     /// Takes the lock out of every queue.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use csnap_proto::limits::EVENTS_PER_SESSION_MAX;
-use csnap_proto::message::lock::{LockEvent, LockReply, Member};
+use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, Member, ValueBlock, Watched};
 use csnap_proto::{EventNumber, LockId, Name, Secret, Sequence, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +22,11 @@ pub(super) struct Session {
     pub(super) lease_ms: u64,
     pub(super) info: Vec<u8>,
     pub(super) locks: BTreeSet<LockId>,
-    pub(super) watches: BTreeSet<String>,
-    pub(super) watches_members: bool,
+    /// Those of them that wait, for a first mode or another.
+    pub(super) waits: BTreeSet<LockId>,
+    pub(super) watches: BTreeSet<Watched>,
+    /// Keys that go with it.
+    pub(super) ephemerals: BTreeSet<String>,
     pub(super) last_sequence: Sequence,
     pub(super) answers: BTreeMap<Sequence, StoredAnswer>,
     events: VecDeque<LockEvent>,
@@ -40,12 +43,12 @@ pub(super) struct StoredAnswer {
     pub(super) reply: StoredReply,
 }
 
-/// The reply, but for lists of members: those are long, and newer ones do as well, since events bring a reader of any
-/// list to the same end.
+/// The reply, but for those that only tell what is and may be long: they are looked up again for a resend. What is newer
+/// than asked for does as well, since events bring every reader to the same end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum StoredReply {
     Reply(LockReply),
-    Members,
+    Again(LockOp),
 }
 
 impl Session {
@@ -56,8 +59,9 @@ impl Session {
             lease_ms,
             info,
             locks: BTreeSet::new(),
+            waits: BTreeSet::new(),
             watches: BTreeSet::new(),
-            watches_members: false,
+            ephemerals: BTreeSet::new(),
             last_sequence: Sequence(0),
             answers: BTreeMap::new(),
             events: VecDeque::new(),
@@ -118,13 +122,23 @@ impl Session {
 }
 
 fn event_bytes(event: &LockEvent) -> usize {
+    let value_bytes = |value: &ValueBlock| value.bytes.len();
     EVENT_OVERHEAD_BYTES
         + match event {
-            LockEvent::Granted { lock, value } => lock.resource.len() + value.bytes.len(),
-            LockEvent::Changed { resource, value, .. } => resource.len() + value.bytes.len(),
+            LockEvent::Granted { lock, value, .. } => {
+                lock.resource.len() + value.as_ref().map_or(0, value_bytes)
+            }
+            LockEvent::Changed { resource, value, .. } => resource.len() + value_bytes(value),
+            LockEvent::Held { resource, .. } => resource.len(),
+            LockEvent::Lost { lock, .. } => 2 * lock.resource.len(),
+            LockEvent::Key { key, entry, .. } => {
+                2 * key.len() + entry.as_ref().map_or(0, |entry| entry.value.len())
+            }
             LockEvent::MemberUp(member) => member.node.as_str().len() + member.info.len(),
             LockEvent::MemberDown { node, .. } => node.as_str().len(),
             LockEvent::Cancelled { .. }
+            | LockEvent::Demoted { .. }
+            | LockEvent::Deadlock { .. }
             | LockEvent::Blocking { .. }
             | LockEvent::Jeopardy
             | LockEvent::Overrun => 0,

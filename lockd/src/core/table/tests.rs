@@ -1,11 +1,17 @@
 //! Table tests of the lock rules, each named for the property that it proves.
 
+mod circles;
+mod flags;
+mod keys;
 mod model;
+mod orphans;
 mod rules;
 mod sessions;
 mod values;
 
-use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, LockView, Mode, UnlockValue, ValueBlock};
+use csnap_proto::message::lock::{
+    Flags, LockEvent, LockOp, LockReply, LockView, Mode, Told, ValueBlock, ValueChange, Watched,
+};
 use csnap_proto::{LockId, Name, Secret, Sequence, SessionId, Term};
 
 use super::{Command, Effect, Table};
@@ -54,12 +60,15 @@ impl Bench {
     fn op(&mut self, session: SessionId, op: LockOp) -> LockReply {
         let sequence = self.table.sessions[&session].last_sequence.next();
         let command = Command::Operate { session, sequence, lowest_unanswered: sequence, op };
-        match self.apply(command).first() {
+        // Only a demotion lets others through before the answer.
+        let effects = self.apply(command);
+        let answer = effects.iter().find(|effect| matches!(effect, Effect::Answer { .. }));
+        match answer {
             Some(Effect::Answer { session: to, sequence: of, reply }) => {
                 assert_eq!((*to, *of), (session, sequence));
                 reply.clone()
             }
-            other => panic!("an answer comes first, not {other:?}"),
+            _ => panic!("every operation is answered, not with {effects:?}"),
         }
     }
 
@@ -68,7 +77,7 @@ impl Bench {
     }
 
     fn lock(&mut self, session: SessionId, mode: Mode) -> LockReply {
-        self.op(session, LockOp::Lock { resource: "r".into(), mode, no_queue: false })
+        self.op(session, LockOp::lock("r", mode, Flags::NONE))
     }
 
     fn locked(&mut self, session: SessionId, mode: Mode) -> LockId {
@@ -77,21 +86,21 @@ impl Bench {
 
     fn queued(&mut self, session: SessionId, mode: Mode) -> LockId {
         match self.lock(session, mode) {
-            LockReply::Queued { lock } => lock,
+            LockReply::Queued { lock, .. } => lock,
             other => panic!("{other:?}"),
         }
     }
 
     fn convert(&mut self, session: SessionId, lock: LockId, mode: Mode) -> LockReply {
-        self.op(session, LockOp::Convert { lock, mode, no_queue: false, value: None })
+        self.op(session, LockOp::convert(lock, mode, Flags::NONE))
     }
 
     fn write(&mut self, session: SessionId, lock: LockId, mode: Mode, value: &[u8]) -> LockReply {
-        self.op(session, LockOp::Convert { lock, mode, no_queue: true, value: Some(value.to_vec()) })
+        self.op(session, LockOp::write(lock, mode, value))
     }
 
-    fn unlock(&mut self, session: SessionId, lock: LockId, value: UnlockValue) {
-        assert_eq!(self.op(session, LockOp::Unlock { lock, value }), LockReply::Done);
+    fn unlock(&mut self, session: SessionId, lock: LockId, value: ValueChange) {
+        assert_eq!(self.op(session, LockOp::unlock(lock, value)), LockReply::Done);
     }
 
     fn value(&self) -> ValueBlock {
@@ -99,9 +108,14 @@ impl Bench {
     }
 }
 
-fn granted(reply: &LockReply) -> (&LockView, &ValueBlock) {
+/// A conversion or lock that waits, with nothing to tell.
+fn waits(lock: LockId) -> LockReply {
+    LockReply::Queued { lock, told: Told::default() }
+}
+
+fn granted(reply: &LockReply) -> (&LockView, Option<&ValueBlock>) {
     match reply {
-        LockReply::Granted { lock, value } => (lock, value),
+        LockReply::Granted { lock, value, .. } => (lock, value.as_ref()),
         other => panic!("not granted: {other:?}"),
     }
 }

@@ -5,12 +5,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::mode::compatible;
-use csnap_proto::message::lock::{LockEvent, LockReply, LockView, UnlockValue};
+use csnap_proto::message::lock::{LockEvent, LockReply, LockView};
 use csnap_proto::{LockId, Term};
 
 #[derive(Clone, Debug)]
 enum Act {
-    Lock { peer: usize, mode: Mode, no_queue: bool },
+    Lock { peer: usize, mode: Mode, flags: Flags },
     Unlock { peer: usize, pick: usize },
     Cut { peer: usize },
     Heal { peer: usize },
@@ -25,8 +25,9 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     let peer = 0usize..3;
     let mode = prop::sample::select(crate::core::mode::MODES.to_vec());
+    let flags = prop_oneof![Just(Flags::NONE), Just(Flags::NOQUEUE)];
     prop_oneof![
-        6 => (peer.clone(), mode, any::<bool>()).prop_map(|(peer, mode, no_queue)| Act::Lock { peer, mode, no_queue }),
+        6 => (peer.clone(), mode, flags).prop_map(|(peer, mode, flags)| Act::Lock { peer, mode, flags }),
         5 => (peer.clone(), 0usize..4).prop_map(|(peer, pick)| Act::Unlock { peer, pick }),
         1 => peer.clone().prop_map(|peer| Act::Cut { peer }),
         2 => peer.clone().prop_map(|peer| Act::Heal { peer }),
@@ -56,15 +57,15 @@ struct Chaos {
 impl Chaos {
     fn act(&mut self, act: Act) {
         match act {
-            Act::Lock { peer, mode, no_queue } => {
-                let op = LockOp::Lock { resource: "r".into(), mode, no_queue };
+            Act::Lock { peer, mode, flags } => {
+                let op = LockOp::lock("r", mode, flags);
                 self.operate(peer, op);
             }
             Act::Unlock { peer, pick } => {
                 let held: Vec<LockId> = self.owners[peer].held.keys().copied().collect();
                 if let Some(lock) = held.get(pick % held.len().max(1)).copied() {
                     self.owners[peer].held.remove(&lock);
-                    self.operate(peer, LockOp::Unlock { lock, value: UnlockValue::Keep });
+                    self.operate(peer, LockOp::unlock(lock, ValueChange::Keep));
                 }
             }
             Act::Cut { peer } => {

@@ -1,7 +1,7 @@
 //! What an honest client can rely on.
 
-use csnap_proto::message::lock::{LockEvent, LockReply, UnlockValue};
-use csnap_proto::{LockId, RequestId, Term};
+use csnap_proto::message::lock::{Expect, KeyOp, LockEvent, LockReply, Owner, Watched};
+use csnap_proto::{LockId, OwnerId, RequestId, Term};
 
 use super::*;
 
@@ -72,7 +72,7 @@ fn an_owner_resumes_after_what_it_asked_for_earlier_is_done() {
     let mut world = World::with_peers(1);
     world.lock(0, Mode::Ex);
     world.syncing = false;
-    world.operate(0, LockOp::Unlock { lock: LockId(1), value: UnlockValue::Keep });
+    world.operate(0, LockOp::unlock(LockId(1), ValueChange::Keep));
     world.drop_connection(0);
     world.run(Duration::from_millis(1));
     assert_eq!(world.unsynced.len(), 1, "nothing was sent again");
@@ -226,14 +226,14 @@ fn a_closed_session_lets_go_at_once() {
 #[test]
 fn events_that_were_missed_come_once_and_in_order() {
     let mut world = World::with_peers(2);
-    world.operate(0, LockOp::Watch { resource: "r".into() });
+    world.operate(0, LockOp::watch(Watched::Value("r".into())));
     world.lock(1, Mode::Pw);
     world.events(0);
     world.peers[0].cut = true;
     world.drop_connection(0);
     let lock = LockId(1);
     for n in 0..5u8 {
-        let op = LockOp::Convert { lock, mode: Mode::Pw, no_queue: true, value: Some(vec![n]) };
+        let op = LockOp::write(lock, Mode::Pw, [n]);
         world.operate(1, op);
     }
     world.peers[0].cut = false;
@@ -250,10 +250,10 @@ fn events_that_were_missed_come_once_and_in_order() {
 #[test]
 fn seen_events_are_forgotten_by_renewals() {
     let mut world = World::with_peers(2);
-    world.operate(0, LockOp::Watch { resource: "r".into() });
+    world.operate(0, LockOp::watch(Watched::Value("r".into())));
     world.lock(1, Mode::Pw);
     for n in 0..100u8 {
-        let op = LockOp::Convert { lock: LockId(1), mode: Mode::Pw, no_queue: true, value: Some(vec![n]) };
+        let op = LockOp::write(LockId(1), Mode::Pw, [n]);
         world.operate(1, op);
     }
     world.run(Duration::from_secs(1));
@@ -315,12 +315,62 @@ fn after_a_restart_terms_grow_on_and_every_lease_is_full() {
 fn giving_up_sets_the_value_as_told() {
     let mut world = World::with_peers(1);
     world.lock(0, Mode::Pw);
-    let value = UnlockValue::Write(b"gone".to_vec());
-    world.operate(0, LockOp::Unlock { lock: LockId(1), value });
-    world.operate(0, LockOp::Watch { resource: "r".into() });
+    let value = ValueChange::Write(b"gone".to_vec());
+    world.operate(0, LockOp::unlock(LockId(1), value));
+    world.operate(0, LockOp::watch(Watched::Value("r".into())));
     let events = world.events(0);
     let Some(ClientEvent::Answer { reply: LockReply::Value { value, vacant }, .. }) = events.last() else {
         panic!("{events:?}")
     };
     assert_eq!((value.bytes.as_slice(), value.valid, *vacant), (b"gone".as_slice(), true, true));
+}
+
+#[test]
+fn every_change_of_watched_keys_is_told_once_and_in_order_over_any_number_of_connections() {
+    let mut world = World::with_peers(2);
+    world.operate(0, LockOp::watch(Watched::Prefix("k/".into())));
+    world.operate(0, LockOp::Watch { what: Watched::Key("k/0".into()), once: true });
+    for n in 0..40u8 {
+        let (key, expect) = (format!("k/{}", n % 3), Expect::Any);
+        world.operate(1, LockOp::Key(KeyOp::Put { key, value: vec![n], expect, ephemeral: n % 2 == 0 }));
+        match n % 5 {
+            0 => world.drop_connection(0),
+            2 => world.run(Duration::from_millis(300)),
+            4 => world.restart_lockd(),
+            _ => {}
+        }
+    }
+    world.input(1, ClientInput::Close);
+    world.run(Duration::from_secs(1));
+    let told = world.events(0).into_iter().filter_map(|event| match event {
+        ClientEvent::Event(LockEvent::Key { revision, entry, .. }) => Some((revision.0, entry.is_some())),
+        _ => None,
+    });
+    // Forty writes, then the ephemeral ones of the three go.
+    let gone = 43 - [39u8, 38, 37].iter().filter(|n| *n % 2 == 1).count() as u64;
+    let expected: Vec<_> =
+        (1..=40).map(|revision| (revision, true)).chain((41..=gone).map(|r| (r, false))).collect();
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_persistent_lock_outlives_its_session_and_the_next_life_fences_the_last() {
+    let mut world = World::with_peers(3);
+    let owner = Owner { id: OwnerId([5; 16]), secret: Secret([6; 16]) };
+    let (resource, mode, flags) = ("r".to_owned(), Mode::Pw, Flags::NONE);
+    world.operate(0, LockOp::Lock { resource, mode, flags, owner: Some(owner) });
+    world.lock(1, Mode::Pw);
+    world.set_renewing(0, false);
+    world.run(Duration::from_millis(LEASE_MS * 2));
+    world.restart_lockd();
+    world.run(Duration::from_secs(1));
+    assert!(!is_granted(&world.events(1)), "nobody else is granted what is only orphaned");
+    world.events(2);
+    world.operate(2, LockOp::Adopt { lock: LockId(1), owner });
+    let replies = replies(world.events(2));
+    assert!(matches!(&replies[..], [LockReply::Granted { lock, .. }] if lock.term == Term(2)), "{replies:?}");
+    world.operate(1, LockOp::Break { lock: LockId(1) });
+    assert!(is_granted(&world.events(1)));
+    let lost = |event: &ClientEvent| matches!(event, ClientEvent::Event(LockEvent::Lost { .. }));
+    assert!(world.events(2).iter().any(lost));
 }

@@ -73,7 +73,7 @@ fn who_breaks_the_order_of_operations_is_closed() {
     let operate = |sequence: u64, lowest: u64| ToLockd::Operate {
         sequence: Sequence(sequence),
         lowest_unanswered: Sequence(lowest),
-        op: LockOp::WatchMembers,
+        op: LockOp::watch(csnap_proto::message::lock::Watched::Members),
     };
     let max = OPERATIONS_PER_SESSION_MAX as u64;
     for bad in

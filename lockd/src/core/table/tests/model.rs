@@ -9,10 +9,10 @@ use crate::core::mode::{MODES, compatible, is_writer};
 
 #[derive(Clone, Debug)]
 enum Act {
-    Lock { resource: u8, mode: Mode, no_queue: bool },
-    Convert { pick: usize, mode: Mode, no_queue: bool },
+    Lock { resource: u8, mode: Mode, flags: Flags },
+    Convert { pick: usize, mode: Mode, flags: Flags },
     Write { pick: usize, mode: Mode },
-    Unlock { pick: usize, value: UnlockValue },
+    Unlock { pick: usize, value: ValueChange },
     Cancel { pick: usize },
     Watch { resource: u8 },
     Expire,
@@ -21,15 +21,16 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     let mode = prop::sample::select(MODES.to_vec());
+    let flags = prop_oneof![Just(Flags::NONE), Just(Flags::NOQUEUE)];
     let value = prop_oneof![
-        Just(UnlockValue::Keep),
-        Just(UnlockValue::Invalidate),
-        any::<u8>().prop_map(|b| UnlockValue::Write(vec![b]))
+        Just(ValueChange::Keep),
+        Just(ValueChange::Invalidate),
+        any::<u8>().prop_map(|b| ValueChange::Write(vec![b]))
     ];
     let pick = 0usize..6;
     prop_oneof![
-        6 => (0u8..2, mode.clone(), any::<bool>()).prop_map(|(resource, mode, no_queue)| Act::Lock { resource, mode, no_queue }),
-        6 => (pick.clone(), mode.clone(), any::<bool>()).prop_map(|(pick, mode, no_queue)| Act::Convert { pick, mode, no_queue }),
+        6 => (0u8..2, mode.clone(), flags.clone()).prop_map(|(resource, mode, flags)| Act::Lock { resource, mode, flags }),
+        6 => (pick.clone(), mode.clone(), flags).prop_map(|(pick, mode, flags)| Act::Convert { pick, mode, flags }),
         3 => (pick.clone(), mode).prop_map(|(pick, mode)| Act::Write { pick, mode }),
         4 => (pick.clone(), value).prop_map(|(pick, value)| Act::Unlock { pick, value }),
         2 => pick.prop_map(|pick| Act::Cancel { pick }),
@@ -73,13 +74,19 @@ impl Model {
         self.held.insert(view.lock, (session, view.resource.clone(), view.mode, view.term));
     }
 
+    fn check_read(&self, resource: &str, value: Option<&ValueBlock>) {
+        if let Some(value) = value {
+            self.check_value(resource, value);
+        }
+    }
+
     fn check_value(&self, resource: &str, value: &ValueBlock) {
         let (bytes, valid) = self.values.get(resource).cloned().unwrap_or_default();
         assert_eq!((&value.bytes, value.valid), (&bytes, valid));
     }
 
     /// A lock is gone; from a writer mode with what that means for the value.
-    fn drop_lock(&mut self, lock: LockId, value: &UnlockValue) {
+    fn drop_lock(&mut self, lock: LockId, value: &ValueChange) {
         self.waiting.remove(&lock);
         let Some((_, resource, mode, _)) = self.held.remove(&lock) else { return };
         if !is_writer(mode) {
@@ -87,17 +94,17 @@ impl Model {
         }
         let entry = self.values.entry(resource).or_default();
         match value {
-            UnlockValue::Keep => {}
-            UnlockValue::Write(bytes) => *entry = (bytes.clone(), true),
-            UnlockValue::Invalidate => entry.1 = false,
+            ValueChange::Keep => {}
+            ValueChange::Write(bytes) => *entry = (bytes.clone(), true),
+            ValueChange::Invalidate => entry.1 = false,
         }
     }
 
     fn on_event(&mut self, session: SessionId, event: &LockEvent) {
         match event {
-            LockEvent::Granted { lock, value } => {
+            LockEvent::Granted { lock, value, .. } => {
                 self.grant(session, lock);
-                self.check_value(&lock.resource, value);
+                self.check_read(&lock.resource, value.as_ref());
             }
             LockEvent::Changed { resource, value, vacant } => {
                 let writer = self.held.values().any(|(_, r, mode, _)| r == resource && is_writer(*mode));
@@ -115,18 +122,12 @@ impl Model {
 fn op_of(act: &Act, own: &[LockId]) -> Option<LockOp> {
     let pick = |at: usize| own.get(at % own.len().max(1)).copied();
     Some(match act {
-        Act::Lock { resource, mode, no_queue } => {
-            LockOp::Lock { resource: format!("r{resource}"), mode: *mode, no_queue: *no_queue }
-        }
-        Act::Convert { pick: at, mode, no_queue } => {
-            LockOp::Convert { lock: pick(*at)?, mode: *mode, no_queue: *no_queue, value: None }
-        }
-        Act::Write { pick: at, mode } => {
-            LockOp::Convert { lock: pick(*at)?, mode: *mode, no_queue: true, value: Some(vec![1, 2]) }
-        }
-        Act::Unlock { pick: at, value } => LockOp::Unlock { lock: pick(*at)?, value: value.clone() },
+        Act::Lock { resource, mode, flags } => LockOp::lock(format!("r{resource}"), *mode, *flags),
+        Act::Convert { pick: at, mode, flags } => LockOp::convert(pick(*at)?, *mode, *flags),
+        Act::Write { pick: at, mode } => LockOp::write(pick(*at)?, *mode, [1, 2]),
+        Act::Unlock { pick: at, value } => LockOp::unlock(pick(*at)?, value.clone()),
         Act::Cancel { pick: at } => LockOp::Cancel { lock: pick(*at)? },
-        Act::Watch { resource } => LockOp::Watch { resource: format!("r{resource}") },
+        Act::Watch { resource } => LockOp::watch(Watched::Value(format!("r{resource}"))),
         Act::Expire | Act::Resend => return None,
     })
 }
@@ -147,7 +148,7 @@ impl World {
         self.last.remove(&session);
         let effects = self.bench.apply(Command::Expire { session });
         for lock in own {
-            self.model.drop_lock(lock, &UnlockValue::Invalidate);
+            self.model.drop_lock(lock, &ValueChange::Invalidate);
         }
         self.on_events(&effects);
         self.bench.apply(open(session));
@@ -168,19 +169,19 @@ impl World {
         let effects = self.bench.apply(command);
         let Some(Effect::Answer { reply, .. }) = effects.first() else { panic!("{effects:?}") };
         match (&op, reply) {
-            (LockOp::Convert { value: Some(bytes), lock, .. }, LockReply::Granted { .. }) => {
+            (LockOp::Convert { value: ValueChange::Write(bytes), lock, .. }, LockReply::Granted { .. }) => {
                 let resource = self.model.held[lock].1.clone();
                 self.model.values.insert(resource, (bytes.clone(), true));
             }
-            (LockOp::Unlock { lock, value }, LockReply::Done) => self.model.drop_lock(*lock, value),
-            (_, LockReply::Queued { lock }) => {
+            (LockOp::Unlock { lock, value, .. }, LockReply::Done) => self.model.drop_lock(*lock, value),
+            (_, LockReply::Queued { lock, .. }) => {
                 self.model.waiting.insert(*lock, session);
             }
             _ => {}
         }
-        if let LockReply::Granted { lock, value } = reply {
+        if let LockReply::Granted { lock, value, .. } = reply {
             self.model.grant(session, lock);
-            self.model.check_value(&lock.resource, value);
+            self.model.check_read(&lock.resource, value.as_ref());
         }
         self.on_events(&effects);
     }
@@ -188,7 +189,7 @@ impl World {
     /// Everybody who holds something lets go, again and again: whoever waited must have had its turn.
     fn drain(&mut self) {
         while let Some((lock, session)) = self.model.held.iter().next().map(|(lock, held)| (*lock, held.0)) {
-            self.operate(session, LockOp::Unlock { lock, value: UnlockValue::Keep });
+            self.operate(session, LockOp::unlock(lock, ValueChange::Keep));
         }
         assert!(self.model.waiting.is_empty(), "still waiting: {:?}", self.model.waiting);
     }

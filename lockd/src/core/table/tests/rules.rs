@@ -15,7 +15,7 @@ fn a_new_lock_is_granted_if_and_only_if_it_goes_with_the_granted_one() {
                 compatible(held, wanted),
                 "{held:?} {wanted:?}"
             );
-            let again = bench.op(C, LockOp::Lock { resource: "r".into(), mode: wanted, no_queue: true });
+            let again = bench.op(C, LockOp::lock("r", wanted, Flags::NOQUEUE));
             if !compatible(held, wanted) {
                 assert_eq!(again, LockReply::WouldBlock, "{held:?} {wanted:?}");
             }
@@ -50,9 +50,9 @@ fn waiters_are_granted_in_order_and_only_together_with_the_first() {
     // A reader that would be compatible with the holder waits behind the writer.
     let reader = bench.queued(C, Mode::Cr);
     bench.events();
-    bench.unlock(A, holder, UnlockValue::Keep);
+    bench.unlock(A, holder, ValueChange::Keep);
     assert_eq!(grants(&bench.events()), [(B, writer, Mode::Ex)]);
-    bench.unlock(B, writer, UnlockValue::Keep);
+    bench.unlock(B, writer, ValueChange::Keep);
     assert_eq!(grants(&bench.events()), [(C, reader, Mode::Cr)]);
 }
 
@@ -62,16 +62,18 @@ fn compatible_waiters_are_granted_at_once() {
     let holder = bench.locked(A, Mode::Ex);
     let (b, c) = (bench.queued(B, Mode::Pr), bench.queued(C, Mode::Pr));
     bench.events();
-    bench.unlock(A, holder, UnlockValue::Keep);
+    bench.unlock(A, holder, ValueChange::Keep);
     assert_eq!(grants(&bench.events()), [(B, b, Mode::Pr), (C, c, Mode::Pr)]);
 }
 
 #[test]
-fn null_locks_never_wait() {
+fn null_locks_wait_their_turn_unless_expedited() {
     let mut bench = Bench::new();
     bench.locked(A, Mode::Ex);
-    bench.queued(B, Mode::Ex);
     bench.locked(C, Mode::Nl);
+    bench.queued(B, Mode::Ex);
+    bench.queued(C, Mode::Nl);
+    granted(&bench.op(C, LockOp::lock("r", Mode::Nl, Flags::EXPEDITE)));
 }
 
 #[test]
@@ -80,11 +82,11 @@ fn a_conversion_overtakes_waiters_and_blocks_new_requests() {
     let a = bench.locked(A, Mode::Cr);
     let b = bench.locked(B, Mode::Pr);
     let waiter = bench.queued(C, Mode::Ex);
-    assert_eq!(bench.convert(A, a, Mode::Pw), LockReply::Queued { lock: a });
+    assert_eq!(bench.convert(A, a, Mode::Pw), waits(a));
     bench.events();
-    bench.unlock(B, b, UnlockValue::Keep);
+    bench.unlock(B, b, ValueChange::Keep);
     assert_eq!(grants(&bench.events()), [(A, a, Mode::Pw)]);
-    bench.unlock(A, a, UnlockValue::Keep);
+    bench.unlock(A, a, ValueChange::Keep);
     assert_eq!(grants(&bench.events()), [(C, waiter, Mode::Ex)]);
 }
 
@@ -94,7 +96,7 @@ fn a_conversion_that_nothing_blocks_is_granted_in_place() {
     let a = bench.locked(A, Mode::Nl);
     let b = bench.locked(B, Mode::Cr);
     bench.locked(C, Mode::Pr);
-    assert_eq!(bench.convert(B, b, Mode::Pw), LockReply::Queued { lock: b });
+    assert_eq!(bench.convert(B, b, Mode::Pw), waits(b));
     granted(&bench.convert(A, a, Mode::Cr));
 }
 
@@ -103,11 +105,11 @@ fn two_conversions_that_wait_for_each_other_are_refused() {
     let mut bench = Bench::new();
     let a = bench.locked(A, Mode::Pr);
     let b = bench.locked(B, Mode::Pr);
-    assert_eq!(bench.convert(A, a, Mode::Ex), LockReply::Queued { lock: a });
+    assert_eq!(bench.convert(A, a, Mode::Ex), waits(a));
     assert_eq!(bench.convert(B, b, Mode::Ex), LockReply::Deadlock);
     bench.events();
     // The refused one keeps what it had; giving it up lets the other through.
-    bench.unlock(B, b, UnlockValue::Keep);
+    bench.unlock(B, b, ValueChange::Keep);
     assert_eq!(grants(&bench.events()), [(A, a, Mode::Ex)]);
 }
 
@@ -117,9 +119,9 @@ fn a_lock_that_waits_cannot_be_converted() {
     let a = bench.locked(A, Mode::Pr);
     let b = bench.locked(B, Mode::Pr);
     let waiter = bench.queued(C, Mode::Ex);
-    assert!(is_invalid(&bench.convert(C, waiter, Mode::Cr)));
+    assert_eq!(bench.convert(C, waiter, Mode::Cr), LockReply::Busy);
     bench.convert(A, a, Mode::Ex);
-    assert!(is_invalid(&bench.convert(A, a, Mode::Nl)));
+    assert_eq!(bench.convert(A, a, Mode::Nl), LockReply::Busy);
     assert!(is_invalid(&bench.convert(A, b, Mode::Nl)), "somebody else's lock");
 }
 
@@ -157,7 +159,9 @@ fn giving_up_a_waiting_lock_needs_no_cancel() {
     let mut bench = Bench::new();
     bench.locked(A, Mode::Pw);
     let waiting = bench.queued(B, Mode::Ex);
-    bench.unlock(B, waiting, UnlockValue::Invalidate);
+    let plain = LockOp::Unlock { lock: waiting, flags: Flags::NONE, value: ValueChange::Keep };
+    assert_eq!(bench.op(B, plain), LockReply::Busy, "only by force");
+    bench.unlock(B, waiting, ValueChange::Invalidate);
     assert_eq!(bench.value(), ValueBlock::default());
 }
 
@@ -177,7 +181,7 @@ fn holders_are_told_once_per_higher_mode() {
     bench.queued(C, Mode::Ex);
     assert_eq!(told(&mut bench), [(A, LockEvent::Blocking { lock: a, wanted: Mode::Ex })]);
     // The grants of B and C are in the way of the EX request behind them, each of its own.
-    bench.unlock(A, a, UnlockValue::Keep);
+    bench.unlock(A, a, ValueChange::Keep);
     let wanted = Mode::Ex;
     assert_eq!(
         told(&mut bench),
@@ -192,10 +196,7 @@ fn no_queue_tells_nobody_and_leaves_nothing() {
     bench.events();
     let before = bench.table.resources.clone();
     for mode in MODES.into_iter().skip(1) {
-        assert_eq!(
-            bench.op(B, LockOp::Lock { resource: "r".into(), mode, no_queue: true }),
-            LockReply::WouldBlock
-        );
+        assert_eq!(bench.op(B, LockOp::lock("r", mode, Flags::NOQUEUE)), LockReply::WouldBlock);
     }
     assert_eq!(bench.events(), []);
     assert_eq!(bench.table.resources, before);
@@ -218,7 +219,7 @@ fn every_grant_into_a_writer_mode_is_a_new_term_and_conversions_within_keep_it()
                 (_, false) => assert_eq!(got, Term(0)),
             }
             last = last.max(got);
-            bench.unlock(A, lock, UnlockValue::Keep);
+            bench.unlock(A, lock, ValueChange::Keep);
             assert!(bench.table.resources.is_empty(), "deleted, and made anew in the next round");
         }
     }

@@ -26,7 +26,7 @@ fn a_session_belongs_to_whoever_has_its_secret() {
 #[test]
 fn a_resend_takes_effect_once_and_gets_the_same_answer() {
     let mut bench = Bench::new();
-    let lock = LockOp::Lock { resource: "r".into(), mode: Mode::Pr, no_queue: false };
+    let lock = LockOp::lock("r", Mode::Pr, Flags::NONE);
     let command = Command::Operate {
         session: A,
         sequence: Sequence(1),
@@ -58,10 +58,10 @@ fn what_was_missed_comes_back_in_order() {
         op,
     };
     let holder = bench.locked(B, Mode::Ex);
-    let wait = LockOp::Lock { resource: "r".into(), mode: Mode::Cr, no_queue: false };
+    let wait = LockOp::lock("r", Mode::Cr, Flags::NONE);
     bench.apply(operate(1, wait));
-    bench.unlock(B, holder, UnlockValue::Keep);
-    bench.apply(operate(2, LockOp::Watch { resource: "r".into() }));
+    bench.unlock(B, holder, ValueChange::Keep);
+    bench.apply(operate(2, LockOp::watch(Watched::Value("r".into()))));
     let missed = bench.table.missed(A, EventNumber(0));
     assert!(
         matches!(
@@ -88,8 +88,8 @@ fn what_was_missed_comes_back_in_order() {
 fn a_session_that_ends_leaves_nothing_and_serves_who_waits() {
     let mut bench = Bench::new();
     bench.locked(A, Mode::Ex);
+    bench.queued(A, Mode::Ex);
     let waiting = bench.queued(B, Mode::Ex);
-    bench.queued(A, Mode::Cr);
     bench.events();
     let effects = bench.apply(Command::Expire { session: A });
     assert_eq!(effects[0], Effect::Ended { session: A, expired: true });
@@ -114,7 +114,7 @@ fn a_dying_session_is_never_granted_its_own_queued_locks() {
 fn members_come_change_and_go() {
     let mut bench = Bench::new();
     let all = [A, B, C].map(|session| member(session, session.0[0])).to_vec();
-    assert_eq!(bench.op(A, LockOp::WatchMembers), LockReply::Members(all));
+    assert_eq!(bench.op(A, LockOp::watch(Watched::Members)), LockReply::Members(all));
     bench.op(B, LockOp::SetInfo { info: vec![7] });
     assert_eq!(bench.events(), [(A, LockEvent::MemberUp(member(B, 7)))]);
     bench.apply(Command::Expire { session: B });
@@ -156,13 +156,9 @@ fn every_table_has_its_limit() {
                 .any(|effect| matches!(effect, Effect::Answer { reply: LockReply::Invalid(_), .. }))
         );
     };
-    let watch: fn(String) -> LockOp = |resource| LockOp::Watch { resource };
+    let watch: fn(String) -> LockOp = |resource| LockOp::watch(Watched::Value(resource));
     fill(&mut bench, WATCHES_PER_SESSION_MAX, watch);
     assert!(is_invalid(&bench.op(A, watch("more".into()))));
-    fill(&mut bench, LOCKS_PER_SESSION_MAX, |resource| LockOp::Lock {
-        resource,
-        mode: Mode::Cr,
-        no_queue: true,
-    });
+    fill(&mut bench, LOCKS_PER_SESSION_MAX, |resource| LockOp::lock(resource, Mode::Cr, Flags::NOQUEUE));
     assert!(is_invalid(&bench.lock(A, Mode::Cr)));
 }

@@ -1,0 +1,63 @@
+//! Deliberate breaks of the rules of the replicas and of their log, each of which a test must catch. They exist only
+//! under the cargo feature `canary`, which no release build has; without it every question is `false`.
+
+/// A rule to break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Canary {
+    /// Ask for votes and give them before the vote is durable.
+    SendBeforeVote,
+    /// Count and acknowledge entries before they are durable.
+    AckBeforeSync,
+    /// Take damage in the middle of the log for its end.
+    AcceptTornMiddle,
+    /// Name a replica by its seat and not by its disk, so that one whose disk was lost votes again. Who opens the log
+    /// breaks it, by what it draws.
+    VoteAfterAmnesia,
+}
+
+impl Canary {
+    /// All of them, with the names by which they are chosen.
+    pub const ALL: [(Self, &'static str); 4] = [
+        (Self::SendBeforeVote, "send-before-vote"),
+        (Self::AckBeforeSync, "ack-before-sync"),
+        (Self::AcceptTornMiddle, "accept-torn-middle"),
+        (Self::VoteAfterAmnesia, "vote-after-amnesia"),
+    ];
+}
+
+/// The one rule that this lockd breaks: none, outside tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Broken {
+    #[cfg(feature = "canary")]
+    rule: Option<Canary>,
+}
+
+impl Broken {
+    /// Breaks none.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "canary")]
+        rule: None,
+    };
+
+    /// Breaks this one.
+    #[cfg(feature = "canary")]
+    #[must_use]
+    pub fn rule(rule: Canary) -> Self {
+        Self { rule: Some(rule) }
+    }
+
+    /// Whether to break `rule`.
+    #[cfg(feature = "canary")]
+    #[must_use]
+    pub fn breaks(self, rule: Canary) -> bool {
+        self.rule == Some(rule)
+    }
+
+    /// Whether to break `rule`: never.
+    #[cfg(not(feature = "canary"))]
+    #[must_use]
+    #[allow(clippy::unused_self, reason = "the same call with and without the feature")]
+    pub const fn breaks(self, _rule: Canary) -> bool {
+        false
+    }
+}
