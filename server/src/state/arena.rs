@@ -5,7 +5,9 @@
 //!
 //! A block is *backed* when the file system has set space aside for it, *taken* when a version or a batch of frees
 //! holds it, *promised* when a copy-out or a punch is under way there. Taken implies backed; only what is backed, not
-//! taken and not promised may be given out. Promises are of this server's memory alone: no record, no checkpoint.
+//! taken and not promised may be given out. It is *ahead* while it was reserved by this server and never taken since: it
+//! is about to be needed, and not punched. Promises and what is ahead are of this server's memory alone: no record, no
+//! checkpoint.
 
 use std::sync::Arc;
 
@@ -32,6 +34,7 @@ pub(super) enum Mark {
     Backed,
     Taken,
     Promised,
+    Ahead,
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +42,7 @@ struct Group {
     backed: GroupBits,
     taken: GroupBits,
     promised: GroupBits,
+    ahead: GroupBits,
     /// Blocks backed, not taken, not promised.
     available: u32,
 }
@@ -49,6 +53,7 @@ impl Group {
             Mark::Backed => &self.backed,
             Mark::Taken => &self.taken,
             Mark::Promised => &self.promised,
+            Mark::Ahead => &self.ahead,
         }
     }
 
@@ -57,6 +62,7 @@ impl Group {
             Mark::Backed => &mut self.backed,
             Mark::Taken => &mut self.taken,
             Mark::Promised => &mut self.promised,
+            Mark::Ahead => &mut self.ahead,
         };
         bits[start as usize..end as usize].fill(value);
         self.available = (0..GROUP_BLOCKS / 64).map(|word| self.available_word(word).count_ones()).sum();
@@ -65,6 +71,11 @@ impl Group {
     fn available_word(&self, word: u32) -> u64 {
         let of = |bits: &GroupBits| bits.as_raw_slice()[word as usize];
         of(&self.backed) & !of(&self.taken) & !of(&self.promised)
+    }
+
+    /// Of the available ones, those that were used, or reserved by another server.
+    fn left_over_word(&self, word: u32) -> u64 {
+        self.available_word(word) & !self.ahead.as_raw_slice()[word as usize]
     }
 
     /// Blocks that a reservation would make available.
@@ -115,7 +126,7 @@ pub(super) struct Arena {
 impl Default for Arena {
     fn default() -> Self {
         let none = GroupBits::new([0; GROUP_WORDS]);
-        let empty = Arc::new(Group { backed: none, taken: none, promised: none, available: 0 });
+        let empty = Arc::new(Group { backed: none, taken: none, promised: none, ahead: none, available: 0 });
         Self {
             groups: vec![empty; GROUPS as usize],
             touched: 0,
@@ -167,6 +178,7 @@ impl Arena {
                 Mark::Backed => &mut self.backed,
                 Mark::Taken => &mut self.taken,
                 Mark::Promised => &mut self.promised,
+                Mark::Ahead => continue,
             };
             *count = *count - u32::try_from(had).expect("a group has few bits")
                 + if value { end - start } else { 0 };
@@ -186,11 +198,13 @@ impl Arena {
         }
     }
 
-    /// Forgets every promise.
-    pub(super) fn drop_promises(&mut self) {
+    /// Forgets what another server had promised and reserved ahead.
+    pub(super) fn forget_plans(&mut self) {
         for group in 0..GROUPS {
-            if self.groups[group as usize].promised.any() {
-                self.mark(Mark::Promised, group * GROUP_BLOCKS, GROUP_BLOCKS, false);
+            for mark in [Mark::Promised, Mark::Ahead] {
+                if self.groups[group as usize].bits(mark).any() {
+                    self.mark(mark, group * GROUP_BLOCKS, GROUP_BLOCKS, false);
+                }
             }
         }
     }
@@ -234,12 +248,15 @@ impl Arena {
 
     /// Calls `give` with runs that take space on disk and will not be needed soon, until it declines.
     pub(super) fn punchable(&self, give: &mut dyn FnMut(u32, u32) -> bool) {
-        let below = if self.taken == 0 && self.promised == 0 { BLOCKS_PER_ARENA } else { self.touched };
+        let is_empty = self.taken == 0 && self.promised == 0;
+        let below = if is_empty { BLOCKS_PER_ARENA } else { self.touched };
         for (group, first) in self.groups.iter().zip((0..).step_by(GROUP_BLOCKS as usize)) {
             if first >= below || group.available == 0 {
                 continue;
             }
-            for (start, len) in runs(|word| group.available_word(word)) {
+            let unneeded =
+                |word| if is_empty { group.available_word(word) } else { group.left_over_word(word) };
+            for (start, len) in runs(unneeded) {
                 let end = (first + start + len).min(below);
                 if first + start < end && !give(first + start, end - first - start) {
                     return;

@@ -72,7 +72,7 @@ impl Space {
         self.term = term;
         self.alive.insert(term, node);
         // What an older server had under way is not ours; its arenas are not either, until it is known dead.
-        self.arenas.values_mut().for_each(|arena| Arc::make_mut(arena).drop_promises());
+        self.arenas.values_mut().for_each(|arena| Arc::make_mut(arena).forget_plans());
         Ok(())
     }
 
@@ -142,6 +142,7 @@ impl Space {
         }
         self.arenas.entry(key).or_default();
         self.mark(Mark::Backed, extent, true);
+        self.mark(Mark::Ahead, extent, true);
         Ok(())
     }
 
@@ -173,6 +174,7 @@ impl Space {
             return Err(Corrupt::new(format!("{:?} is kept where no free space is", extent.at)));
         }
         self.mark(Mark::Taken, extent, true);
+        self.mark(Mark::Ahead, extent, false);
         Ok(())
     }
 
@@ -215,6 +217,7 @@ impl Space {
             }
             self.mark(Mark::Promised, *extent, false);
             self.mark(Mark::Backed, *extent, false);
+            self.mark(Mark::Ahead, *extent, false);
         }
         Ok(())
     }

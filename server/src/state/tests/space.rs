@@ -152,6 +152,27 @@ fn freed_space_goes_back_to_the_file_system_and_is_reserved_anew_before_it_is_us
 }
 
 #[test]
+fn space_that_is_used_again_is_not_punched_while_it_is_filled() {
+    let mut world = World::with_volume(5000, 4096);
+    world.write(0, range(0, 4096), 1);
+    let epoch = world.snapshot(0);
+    world.write(0, range(0, 4096), 2);
+    world.snapshot(0);
+    world.write(0, range(0, 16), 3);
+    world.delete(0, epoch);
+    while world.reap(1000) {}
+    world.release_batches();
+    while world.punch(1000) {}
+    world.write(0, range(16, 4080), 4);
+    assert_eq!(backed_bytes(&world), 16 << 20, "what was reserved is used up");
+    for first in (4096..4928).step_by(64) {
+        world.write(0, range(first, 64), 5);
+        assert_eq!(backed_bytes(&world), 32 << 20);
+        assert!(!world.punch(1000), "after chunk {first}");
+    }
+}
+
+#[test]
 fn space_under_way_to_be_punched_is_not_given_out() {
     let mut world = World::with_volume(4096, 4096);
     world.write(0, range(0, 4096), 1);
