@@ -36,7 +36,6 @@ pub struct Workbench<S: Storage> {
     pool: Pool<S>,
     journal: Journal<S>,
     files: Files<S>,
-    checkpoint_every_bytes: u64,
     broken: Broken,
 }
 
@@ -44,13 +43,11 @@ impl<S: Storage> Workbench<S> {
     /// Nothing open yet but the journal.
     pub fn new(pool: &Pool<S>, journal: Journal<S>) -> Self {
         let storage = pool.storage.clone();
-        let checkpoint_every_bytes = pool.segment_bytes() / 2;
         Self {
             files: Files::new(storage.clone()),
             storage,
             pool: pool.clone(),
             journal,
-            checkpoint_every_bytes,
             broken: Broken::default(),
         }
     }
@@ -64,11 +61,6 @@ impl<S: Storage> Workbench<S> {
     /// The journal.
     pub fn journal(&self) -> &Journal<S> {
         &self.journal
-    }
-
-    /// Whether the journal has grown so much since the last checkpoint that a new one should shorten it.
-    pub fn wants_checkpoint(&self) -> bool {
-        self.journal.bytes_since_checkpoint() > self.checkpoint_every_bytes
     }
 
     /// Does what `output` asks for. `None` for outputs that do not concern storage.

@@ -116,3 +116,28 @@ fn terms_follow_each_other_on_files_cached_and_not() {
         local.block_on(&runtime, three_terms(directory.path(), shared));
     }
 }
+
+/// Appends while a checkpoint is written keep the segment that it began in: that segment is not a reason for another.
+async fn one_checkpoint(directory: &Path) {
+    let toml = PoolToml { segment_bytes: 64 << 10, ..PoolToml::new(PoolId([5; 16]), false) };
+    let pool = create_pool(&storage(directory, false), &toml).await.unwrap_or_else(|error| panic!("{error}"));
+    let mut term = begin(&pool, 1, Follower::new(&pool, Sum::default()), "a new pool").await;
+    assert_eq!(term.journal.prepare_segment().await, Ok(Prepared::Ready));
+    while !term.journal.wants_checkpoint() {
+        append(&term.journal, &mut term.replay, 1).await;
+    }
+    let begun = term.journal.begin_checkpoint(term.journal.position()).await.expect("the disk is well");
+    let mut writer = begun.expect("there is room");
+    append(&term.journal, &mut term.replay, 1).await;
+    writer.piece(&term.replay.piece_bytes()).await.expect("the disk is well");
+    writer.finish().await.expect("the disk is well");
+    assert!(!term.journal.wants_checkpoint(), "one was just written");
+}
+
+#[test]
+fn a_checkpoint_under_load_does_not_call_for_the_next() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let local = tokio::task::LocalSet::new();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    local.block_on(&runtime, one_checkpoint(directory.path()));
+}

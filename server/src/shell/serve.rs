@@ -183,7 +183,7 @@ impl<S: Storage> Server<S> {
 
     fn wish_for_checkpoint(&mut self, out: &mut Vec<Output>) {
         let first = self.first_checkpoint.is_some_and(|at| at <= now());
-        if !self.checkpointing.get() && (first || self.bench.wants_checkpoint()) {
+        if !self.checkpointing.get() && (first || self.bench.journal().wants_checkpoint()) {
             self.first_checkpoint = None;
             self.checkpointing.set(true);
             self.core.step(now(), wall(), Input::CheckpointDue, out);

@@ -42,6 +42,8 @@ pub struct CheckpointWriter<S: Storage> {
     file: S::File,
     number: u64,
     position: Position,
+    /// What the journal had written when this began.
+    begun_at_bytes: u64,
     offset: u64,
     pieces: u64,
     hash: Hash,
@@ -57,14 +59,14 @@ impl<S: Storage> Journal<S> {
     /// When one is being written: one at a time.
     pub async fn begin_checkpoint(&self, position: Position) -> Result<Option<CheckpointWriter<S>>, Fatal> {
         self.check()?;
-        let number = {
+        let (number, begun_at_bytes) = {
             let state = &mut *self.inner.state.borrow_mut();
             assert!(!state.checkpointing, "one checkpoint at a time");
             let before = state.checkpoint.filter(|name| name.term == self.term());
             assert!(before.is_none_or(|name| name.position <= position), "checkpoints go forward");
             state.checkpointing = true;
             state.checkpoints_begun += 1;
-            state.checkpoints_begun - 1
+            (state.checkpoints_begun - 1, state.written_bytes)
         };
         match self.inner.pool.storage.create(&names::checkpoint(self.term(), number)).await {
             Ok(file) => Ok(Some(CheckpointWriter {
@@ -72,6 +74,7 @@ impl<S: Storage> Journal<S> {
                 file,
                 number,
                 position,
+                begun_at_bytes,
                 offset: 0,
                 pieces: 0,
                 hash: Hash::default(),
@@ -116,6 +119,11 @@ impl<S: Storage> CheckpointWriter<S> {
             hash: self.hash,
         };
         journal.name_checkpoint(name).await?;
+        {
+            let state = &mut *journal.inner.state.borrow_mut();
+            state.checkpointed_at_bytes = self.begun_at_bytes;
+            state.checkpoint_bytes = self.offset;
+        }
         reclaim::reclaim(journal).await?;
         Ok(Written::Done)
     }

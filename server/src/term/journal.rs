@@ -29,6 +29,9 @@ pub enum Prepared {
     NoSpace,
 }
 
+/// However large a checkpoint is, what was written since the last one stays below so many segments: a new server reads it.
+const UNCHECKPOINTED_SEGMENTS_MAX: u64 = 4;
+
 /// The journal of the term that this process is. Clones are the same journal.
 pub struct Journal<S: Storage> {
     pub(super) inner: Rc<Inner<S>>,
@@ -62,6 +65,11 @@ pub(super) struct State<S: Storage> {
     pub(super) kept: Vec<(u64, Position)>,
     pub(super) checkpointing: bool,
     pub(super) checkpoints_begun: u64,
+    /// Bytes written in all, and when the last complete checkpoint was begun.
+    pub(super) written_bytes: u64,
+    pub(super) checkpointed_at_bytes: u64,
+    /// Length of that checkpoint, bytes.
+    pub(super) checkpoint_bytes: u64,
     /// What earlier terms left is deleted; they write nothing more that anybody needs.
     pub(super) earlier_reclaimed: bool,
     failed: Option<Fatal>,
@@ -96,6 +104,9 @@ impl<S: Storage> Journal<S> {
             kept: vec![(0, Position(0))],
             checkpointing: false,
             checkpoints_begun: 0,
+            written_bytes: 0,
+            checkpointed_at_bytes: 0,
+            checkpoint_bytes: 0,
             earlier_reclaimed: false,
             failed: None,
             looked_early: None,
@@ -127,11 +138,15 @@ impl<S: Storage> Journal<S> {
         self.inner.state.borrow().end
     }
 
-    /// Bytes written to segments that no checkpoint has made superfluous: what a new server might have to read.
+    /// Whether so much was written since the last checkpoint that a new one should shorten what a new server has to read: a
+    /// fair part of a segment, and for a large state as much as the checkpoint itself takes, so that checkpoints are at most
+    /// half of all that is written; but no more than some segments.
     #[must_use]
-    pub fn bytes_since_checkpoint(&self) -> u64 {
+    pub fn wants_checkpoint(&self) -> bool {
         let state = self.inner.state.borrow();
-        (state.kept.len() as u64 - 1) * self.inner.pool.segment_bytes() + state.segment.offset
+        let segment = self.inner.pool.segment_bytes();
+        let enough = state.checkpoint_bytes.clamp(segment / 2, UNCHECKPOINTED_SEGMENTS_MAX * segment);
+        state.written_bytes - state.checkpointed_at_bytes > enough
     }
 
     /// Appends one batch; durable on return, which gives the position behind it. Batches land in the order of the calls.
@@ -288,6 +303,7 @@ impl<S: Storage> Journal<S> {
         whole.done();
         let state = &mut *self.inner.state.borrow_mut();
         state.segment.offset += written;
+        state.written_bytes += written;
         state.end = Position(state.end.0 + 1);
         state.hash = hash;
         Ok(())

@@ -38,7 +38,7 @@ impl ServerProc {
             }
             serving.core.step(now, wall, input, &mut out);
         }
-        if !serving.checkpointing && serving.bench.wants_checkpoint() {
+        if !serving.checkpointing && serving.bench.journal().wants_checkpoint() {
             serving.checkpointing = true;
             serving.core.step(now, wall, Input::CheckpointDue, &mut out);
         }
