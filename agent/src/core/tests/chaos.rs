@@ -85,6 +85,17 @@ fn end_faults(world: &mut World) {
     }
 }
 
+#[test]
+fn an_exporter_that_dies_before_its_hello_is_read_is_started_again() {
+    for ms in 290..310 {
+        let mut world = World::new(&[100, 50, 10], Failback::Auto);
+        world.run(Duration::from_millis(ms));
+        apply(&mut world, &Fault::KillExporter(0));
+        world.run(Duration::from_secs(1));
+        assert!(world.nodes[0].exporter.is_some(), "killed after {ms} ms");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 

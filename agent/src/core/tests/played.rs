@@ -69,6 +69,10 @@ impl World {
                 self.exporter_hello(n, process);
             }
             Output::Kill(process) | Output::Terminate(process) => self.end(n, process),
+            // The hello of a process may be read after its end: whoever watches it then is told so.
+            Output::Watch(process) if self.ended.contains(&process) => {
+                self.agent(n, LOCAL, Input::Ended(process));
+            }
             Output::Watch(_) | Output::DropSocket { .. } | Output::Note(_) => {}
             Output::ConnectServer { ticket, tcp } => {
                 let made = self.server_at(&tcp).is_some();
@@ -153,6 +157,7 @@ impl World {
             self.agent(n, LOCAL, Input::Gone { conn: child.conn });
         }
         self.nodes[n].exporter.take_if(|exporter| *exporter == process);
+        self.ended.insert(process);
         self.agent(n, LOCAL, Input::Ended(process));
     }
 

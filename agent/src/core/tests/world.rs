@@ -1,6 +1,6 @@
 //! The world of these tests: nodes with an agent core, a played server child, a played exporter; one lockd.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -69,6 +69,8 @@ pub(super) struct World {
     /// Lock operations that agents sent.
     pub(super) asked_of_lockd: u32,
     pub(super) last_pid: u32,
+    /// Processes that are no more.
+    pub(super) ended: BTreeSet<Process>,
     pub(super) nodes: Vec<Node>,
     /// Every term that a server was told to serve under, in order.
     pub(super) anointed: Vec<(Term, usize)>,
@@ -94,6 +96,7 @@ impl World {
             last_connection: 0,
             asked_of_lockd: 0,
             last_pid: 100,
+            ended: BTreeSet::new(),
             nodes: Vec::new(),
             anointed: Vec::new(),
         };
