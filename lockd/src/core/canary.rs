@@ -46,32 +46,4 @@ impl Canary {
 }
 
 /// The one rule that this table breaks: none, outside tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Broken {
-    #[cfg(feature = "canary")]
-    rule: Option<Canary>,
-}
-
-impl Broken {
-    /// Breaks this one.
-    #[cfg(feature = "canary")]
-    #[must_use]
-    pub fn rule(rule: Canary) -> Self {
-        Self { rule: Some(rule) }
-    }
-
-    /// Whether to break `rule`.
-    #[cfg(feature = "canary")]
-    #[must_use]
-    pub fn breaks(self, rule: Canary) -> bool {
-        self.rule == Some(rule)
-    }
-
-    /// Whether to break `rule`: never.
-    #[cfg(not(feature = "canary"))]
-    #[must_use]
-    #[allow(clippy::unused_self, reason = "the same call with and without the feature")]
-    pub const fn breaks(self, _rule: Canary) -> bool {
-        false
-    }
-}
+pub type Broken = crate::broken::Broken<Canary>;

@@ -26,6 +26,9 @@ use crate::replica::{Heard, PeerMessage, ReplicaId, STATE_BYTES_MAX};
 /// Longest frame, bytes: the largest state, and its group.
 const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + (64 << 10);
 
+/// What is longer is a state; one at a time is taken in, from whomever. Messages with entries stay far below.
+const SMALL_FRAME_BYTES_MAX: usize = 1 << 20;
+
 /// Read at once, bytes. Nothing is reserved for bytes that did not come.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -177,13 +180,15 @@ async fn send_all(stream: TcpStream, outgoing: &Outgoing) -> io::Result<()> {
 /// Takes in the others.
 pub(super) async fn accept(listener: TcpListener, own: Own, events: Events) {
     let open = Rc::new(Cell::new(0));
+    let large = Rc::new(Cell::new(false));
     loop {
         match listener.accept().await {
             Ok((stream, from)) if open.get() < INCOMING_MAX => {
                 open.set(open.get() + 1);
                 let (own, events, open) = (Rc::clone(&own), events.clone(), Rc::clone(&open));
+                let large = Rc::clone(&large);
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = receive(stream, own, events).await {
+                    if let Err(error) = receive(stream, own, events, large).await {
                         warn!("replica from {from}: {error:#}");
                     }
                     open.set(open.get() - 1);
@@ -198,11 +203,17 @@ pub(super) async fn accept(listener: TcpListener, own: Own, events: Events) {
     }
 }
 
-async fn receive(mut stream: TcpStream, own: Own, events: Events) -> anyhow::Result<()> {
+async fn receive(
+    mut stream: TcpStream,
+    own: Own,
+    events: Events,
+    large: Rc<Cell<bool>>,
+) -> anyhow::Result<()> {
     socket::tune(&stream)?;
     let hello =
         tokio::time::timeout(HELLO_WITHIN, greet(&mut stream, &own)).await.context("no greeting")??;
     let mut buffer = BytesMut::new();
+    let mut room = None;
     loop {
         while let Some(frame) = take_frame(&mut buffer)? {
             let message = PeerMessage::decode(&frame).map_err(anyhow::Error::msg)?;
@@ -212,6 +223,10 @@ async fn receive(mut stream: TcpStream, own: Own, events: Events) -> anyhow::Res
             if events.send(Event::Said(message)).await.is_err() {
                 return Ok(());
             }
+            room = None;
+        }
+        if room.is_none() && announced(&buffer).is_some_and(|len| len > SMALL_FRAME_BYTES_MAX) {
+            room = Some(LargeFrame::begin(&large)?);
         }
         buffer.reserve(PIECE_BYTES);
         if stream.read_buf(&mut buffer).await? == 0 {
@@ -220,9 +235,31 @@ async fn receive(mut stream: TcpStream, own: Own, events: Events) -> anyhow::Res
     }
 }
 
+/// The right to take in a large frame; given back when dropped.
+struct LargeFrame(Rc<Cell<bool>>);
+
+impl LargeFrame {
+    fn begin(taken: &Rc<Cell<bool>>) -> anyhow::Result<Self> {
+        if taken.replace(true) {
+            bail!("another replica's state is being taken in");
+        }
+        Ok(Self(Rc::clone(taken)))
+    }
+}
+
+impl Drop for LargeFrame {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+/// Length of the next frame, without the length itself.
+fn announced(buffer: &BytesMut) -> Option<usize> {
+    buffer.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize)
+}
+
 fn take_frame(buffer: &mut BytesMut) -> anyhow::Result<Option<BytesMut>> {
-    let Some(len) = buffer.first_chunk::<4>() else { return Ok(None) };
-    let len = u32::from_le_bytes(*len) as usize;
+    let Some(len) = announced(buffer) else { return Ok(None) };
     if len > FRAME_BYTES_MAX {
         bail!("a message of {len} bytes; none is that long");
     }
@@ -232,4 +269,30 @@ fn take_frame(buffer: &mut BytesMut) -> anyhow::Result<Option<BytesMut>> {
     let mut frame = buffer.split_to(4 + len);
     let _ = frame.split_to(4);
     Ok(Some(frame))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_large_frame_is_taken_in_at_a_time() {
+        let taken = Rc::new(Cell::new(false));
+        let first = LargeFrame::begin(&taken).expect("nobody else");
+        assert!(LargeFrame::begin(&taken).is_err());
+        assert!(LargeFrame::begin(&taken).is_err(), "the refused one gave nothing back");
+        drop(first);
+        assert!(LargeFrame::begin(&taken).is_ok());
+    }
+
+    #[test]
+    fn frames_longer_than_any_are_refused_before_they_come() {
+        let mut buffer = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
+        assert!(take_frame(&mut buffer).is_err());
+        let mut buffer = BytesMut::from(&[3, 0, 0, 0, b'a', b'b'][..]);
+        assert_eq!(take_frame(&mut buffer).expect("short"), None);
+        buffer.extend_from_slice(b"cd");
+        assert_eq!(take_frame(&mut buffer).expect("short").as_deref(), Some(&b"abc"[..]));
+        assert_eq!(&buffer[..], b"d");
+    }
 }
