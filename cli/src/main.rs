@@ -6,6 +6,7 @@ mod agents;
 mod args;
 mod commands;
 mod daemon;
+mod lockds;
 mod operator;
 mod output;
 mod pool;
