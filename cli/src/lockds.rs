@@ -26,6 +26,12 @@ pub(crate) struct At {
     pub(crate) lockd: Option<Vec<SocketAddr>>,
 }
 
+/// What the environment says, for commands that have no option of their own.
+pub(crate) fn from_environment() -> Option<Vec<SocketAddr>> {
+    let text = std::env::var("CSNAP_LOCKD").ok()?;
+    text.split(',').map(|address| address.parse().ok()).collect()
+}
+
 /// Where the lockds listen: `given` if there are any, else what `dir` tells. Never empty, none twice.
 pub(crate) fn addresses(dir: &Path, given: Option<&[SocketAddr]>) -> anyhow::Result<Vec<SocketAddr>> {
     let found = match given {

@@ -80,7 +80,10 @@ fn find(gathered: &Gathered, whom: &Whom, what: &str) -> anyhow::Result<ReplicaN
         [one] => Ok(one.replica),
         [] => {
             let names: Vec<_> = members().map(name).collect();
-            bail!("the group has no replica {whom}; it has {}", names.join(", "))
+            match names.is_empty() {
+                true => bail!("the lockds that answer belong to no group yet; see csnap lockd show"),
+                false => bail!("the group has no replica {whom}; it has {}", names.join(", ")),
+            }
         }
         _ => {
             let numbers: Vec<_> = found.iter().map(|one| one.replica.to_string()).collect();
@@ -120,6 +123,16 @@ fn state(gathered: &Gathered, one: &ReplicaView) -> &'static str {
     }
 }
 
+/// In a line: who leads, and which of the others does not follow.
+pub(crate) fn summary(gathered: &Gathered) -> String {
+    let replicas = gathered.replicas();
+    let voters = replicas.iter().filter(|one| one.voter && gathered.is_member(one.replica));
+    let leader = gathered.leader().map_or("nobody leads".into(), |leader| format!("{} leads", name(&leader)));
+    let others = replicas.iter().filter(|one| !matches!(state(gathered, one), "leads" | "follows"));
+    let others: String = others.map(|one| format!(", {} {}", name(one), state(gathered, one))).collect();
+    format!("{leader} {}{others}", voters.count())
+}
+
 pub(crate) fn as_json(gathered: &Gathered) -> Value {
     let replica = |one: &ReplicaView| {
         json!({
@@ -141,7 +154,6 @@ pub(crate) fn as_json(gathered: &Gathered) -> Value {
 }
 
 fn as_text(gathered: &Gathered) -> String {
-    let leader = gathered.leader().map_or("nobody leads".into(), |leader| format!("{} leads", name(&leader)));
     let row = |one: &ReplicaView| {
         vec![
             one.node.as_ref().map_or("-".into(), ToString::to_string),
@@ -159,5 +171,5 @@ fn as_text(gathered: &Gathered) -> String {
     };
     let rows: Vec<_> = gathered.replicas().iter().map(row).collect();
     let headings = ["NODE", "STATE", "VOTES", "REPLICA", "PID", "LISTENS", "PEER"];
-    format!("{leader}\n\n{}", output::table(&headings, &rows))
+    format!("{}\n\n{}", summary(gathered), output::table(&headings, &rows))
 }

@@ -42,6 +42,8 @@ pub mod elector;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;
+#[cfg(test)]
+mod tests;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
 pub use self::pending::{PENDING_MAX, Ticket};

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use csnap_lockd::core::ConnectionId;
 use csnap_lockd::replica::ReplicaId;
 use csnap_lockd::replicated::{Input, Presence};
 use csnap_proto::Name;
@@ -28,9 +29,10 @@ fn presence(n: usize) -> Presence {
     Presence { node, pid: 1, peer: None, clients: vec![clients(n)] }
 }
 
-/// A group with a session whose replicas know that they reach each other, and who leads.
+/// A group with a session, whose owner is away; its replicas know that they reach each other. And who leads.
 fn acquainted() -> (Trio, usize) {
     let (mut trio, leader) = with_session();
+    trio.step(leader, Input::Closed(ConnectionId(1)));
     for n in 0..3 {
         trio.lockds[n].as_mut().expect("it runs").set_addresses(vec![clients(n)], None);
         for other in (0..3).filter(|other| *other != n) {
