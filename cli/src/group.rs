@@ -89,7 +89,7 @@ impl Gathered {
         view.replicas.iter().find(|one| one.replica == view.own).cloned()
     }
 
-    /// Every member, as the leader or else the one that knows most says; whoever answered itself knows itself best.
+    /// Every member, as the leader or else the one that knows most says, and whoever else answered; each knows itself best.
     pub(crate) fn replicas(&self) -> Vec<ReplicaView> {
         let in_group = self.views().filter(|view| view.has_group);
         let best = self.leader_view().or_else(|| in_group.max_by_key(|view| view.replica_term));
@@ -107,10 +107,12 @@ impl Gathered {
                 one.reached = false;
             }
         }
-        let apart = self.views().filter(|view| !view.has_group);
-        let apart = apart.filter_map(|view| view.replicas.iter().find(|one| one.replica == view.own));
+        // Who answers and is none of them: it belongs to no group, or not any more to this one.
         let known: BTreeSet<_> = replicas.iter().map(|one| one.replica).collect();
-        replicas.extend(apart.filter(|one| !known.contains(&one.replica)).cloned());
+        for view in self.views().filter(|view| !known.contains(&view.own)) {
+            let own = view.replicas.iter().find(|one| one.replica == view.own);
+            replicas.extend(own.map(|own| ReplicaView { voter: false, ..own.clone() }));
+        }
         replicas.sort_by_key(|one| {
             let node = one.node.as_ref().map(|node| node.to_string()).unwrap_or_default();
             (node.len(), node, one.replica)

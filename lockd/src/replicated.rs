@@ -101,6 +101,8 @@ pub struct Replicated {
     own: Presence,
     reached: Reached,
     desk: Desk,
+    /// The group changed: what a replica without entries is sent must name it, or it would not take it.
+    wants_image: bool,
 }
 
 impl Replicated {
@@ -119,7 +121,8 @@ impl Replicated {
         let own = Presence { node: node.clone(), pid, peer: None, clients: Vec::new() };
         let lockd = Lockd::following(node, pid, table);
         let (reached, desk) = (Reached::default(), Desk::default());
-        Ok(Self { lockd, replica: Replica::new(now, config, saved), own, reached, desk })
+        let replica = Replica::new(now, config, saved);
+        Ok(Self { lockd, replica, own, reached, desk, wants_image: false })
     }
 
     /// What a new group begins with.
@@ -170,6 +173,16 @@ impl Replicated {
         self.serve_operator(now, out)
     }
 
+    /// What one thing leads to, and a new image if it changed the group: now that all that came out is applied.
+    fn run(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
+        self.run_all(now, first, out)?;
+        while std::mem::take(&mut self.wants_image) {
+            let state = encode_table(self.lockd.table()).into();
+            self.run_all(now, Work::Replica(replica::Input::Compact { state }), out)?;
+        }
+        Ok(())
+    }
+
     /// Where clients and other replicas find this lockd: they are told.
     pub fn set_addresses(&mut self, clients: Vec<SocketAddr>, peer: Option<SocketAddr>) {
         (self.own.clients, self.own.peer) = (clients, peer);
@@ -201,7 +214,7 @@ impl Replicated {
     }
 
     /// What one thing leads to, until nothing is left.
-    fn run(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
+    fn run_all(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
         let mut work = VecDeque::from([first]);
         while let Some(next) = work.pop_front() {
             match next {
@@ -239,11 +252,18 @@ impl Replicated {
         let input = match output {
             replica::Output::Write(write) => return push(out, Output::Write(write)),
             replica::Output::Send(message) => return push(out, Output::Peer(message)),
-            replica::Output::Members(members) => return push(out, Output::Members(members)),
+            replica::Output::Members(members) => {
+                self.wants_image = true;
+                return push(out, Output::Members(members));
+            }
             replica::Output::Refused(why) => return push(out, Output::Refused(why)),
             replica::Output::Committed { own: true, .. } => core::Input::Durable { count: 1 },
             replica::Output::Committed { command, .. } => core::Input::Foreign(decode_command(&command)?),
-            replica::Output::Install(image) => core::Input::Installed(Box::new(decode_table(&image.state)?)),
+            replica::Output::Install(image) => {
+                // It names the group as it is there.
+                self.wants_image = false;
+                core::Input::Installed(Box::new(decode_table(&image.state)?))
+            }
             replica::Output::Established { term } => {
                 out.push(Output::Leads { term });
                 // Those who waited for a leader ask it anew, and find it leading.
@@ -271,9 +291,12 @@ impl Replicated {
         if self.reached.is_lost(leader) {
             return None;
         }
-        let clients =
-            self.reached.presence(leader).map(|presence| presence.clients.clone()).unwrap_or_default();
-        Some(Leader { name: member.address.clone(), clients })
+        Some(match self.reached.presence(leader) {
+            Some(Presence { node, clients, .. }) => {
+                Leader { name: node.to_string(), clients: clients.clone() }
+            }
+            None => Leader { name: member.address.clone(), clients: Vec::new() },
+        })
     }
 
     /// The leader is reached, or no more: that changes what clients are told.

@@ -189,7 +189,9 @@ impl Asked {
         match replica.members().get(&id) {
             None => Step::Begin(Begun::Change(Change::Add { id, address: contact.to_string() })),
             Some(member) if member.voter => situation.replace(id, contact),
-            Some(_) if replica.has_caught_up(id) => Step::Begin(Begun::Change(Change::Promote { id })),
+            Some(_) if is_reached && replica.has_caught_up(id) => {
+                Step::Begin(Begun::Change(Change::Promote { id }))
+            }
             Some(_) => {
                 if is_reached {
                     self.reached_at = *now;

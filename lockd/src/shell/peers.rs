@@ -5,7 +5,7 @@
 //! side sends nothing more.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -92,7 +92,8 @@ impl Peers {
     /// Keeps a way to each of these addresses, and to no other.
     pub(super) fn keep(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
         let mut old = std::mem::take(&mut self.links);
-        for address in addresses {
+        // One may be named twice, by the configuration and by the group.
+        for address in addresses.collect::<BTreeSet<_>>() {
             let link = old.remove(&address).unwrap_or_else(|| self.link(address));
             self.links.insert(address, link);
         }

@@ -163,6 +163,43 @@ fn a_replica_that_is_not_there_is_added_only_as_one_that_learns() {
 }
 
 #[test]
+fn an_empty_replica_is_added_learns_everything_and_votes() {
+    let (mut trio, leader) = acquainted();
+    let new = trio.start_empty();
+    for n in 0..3 {
+        trio.step(n, Input::Reached(id(new), presence(new)));
+        trio.step(new, Input::Reached(id(n), presence(n)));
+    }
+    let (node, address) = (Name::new("n4").expect("a name"), clients(new));
+    let add = GroupRequest::Add { replica: number(new), node, address };
+    for _ in 0..2 {
+        assert!(done(ask(&mut trio, leader, add.clone())).contains("4 vote"));
+    }
+    assert!(trio.knows_session(new));
+    let to = GroupRequest::Move { to: number(new) };
+    assert_eq!(done(ask(&mut trio, leader, to)), "n4 leads");
+}
+
+#[test]
+fn a_replica_at_the_address_of_a_lost_disk_takes_its_place() {
+    let (mut trio, leader) = acquainted();
+    let (lost, last) = ((leader + 1) % 3, (leader + 2) % 3);
+    // Its address is known only of those that were added.
+    let (node, address) = (Name::new("n9").expect("a name"), clients(9));
+    let add = GroupRequest::Add { replica: ReplicaNumber(9), node: node.clone(), address };
+    assert!(refusal(ask(&mut trio, leader, add)).contains("not reached"));
+    let new = trio.start_empty();
+    for n in [leader, lost, last] {
+        trio.step(n, Input::Reached(id(new), presence(new)));
+    }
+    let add = GroupRequest::Add { replica: number(new), node, address };
+    assert!(done(ask(&mut trio, leader, add)).contains("4 vote"));
+    let view = shown(&mut trio, leader);
+    let numbers: Vec<_> = view.replicas.iter().map(|one| one.replica).collect();
+    assert_eq!(numbers, [number(0), number(1), number(2), number(new)]);
+}
+
+#[test]
 fn one_request_is_under_way_at_a_time() {
     let (mut trio, leader) = acquainted();
     let (node, address) = (Name::new("n9").expect("a name"), clients(9));

@@ -74,7 +74,7 @@ impl Trio {
         while !done(self) {
             assert!(self.now < most, "it never comes to that");
             self.now += 1_000;
-            for n in 0..3 {
+            for n in 0..self.lockds.len() {
                 let due = |lockd: &Replicated| lockd.next_deadline().is_some_and(|at| at.0 <= self.now);
                 if self.lockds[n].as_ref().is_some_and(due) {
                     self.step(n, Input::Tick);
@@ -83,8 +83,19 @@ impl Trio {
         }
     }
 
+    /// One more, with an empty disk; it knows of no group.
+    pub(super) fn start_empty(&mut self) -> usize {
+        let n = self.lockds.len();
+        let id = ReplicaId(n as u64 + 1);
+        let config = ReplicaConfig { timing: Timing::DEFAULT, seed: 7, broken: Broken::NONE };
+        let (node, saved) =
+            (Name::new(format!("n{}", n + 1)).expect("a name"), Saved { id, base: Base::empty() });
+        self.lockds.push(Some(Replicated::new(Time(self.now), config, node, 1, saved).expect("nothing yet")));
+        n
+    }
+
     pub(super) fn leader(&self) -> Option<usize> {
-        (0..3).find(|n| self.lockds[*n].as_ref().is_some_and(|lockd| lockd.lockd().leads()))
+        (0..self.lockds.len()).find(|n| self.lockds[*n].as_ref().is_some_and(|lockd| lockd.lockd().leads()))
     }
 
     /// A client opens or resumes, through a new connection.
@@ -94,7 +105,7 @@ impl Trio {
         self.step(n, Input::Received(id, Frame { id: RequestId(1), term: Term(0), message }));
     }
 
-    fn knows_session(&self, n: usize) -> bool {
+    pub(super) fn knows_session(&self, n: usize) -> bool {
         let lockd = self.lockds[n].as_ref().expect("it runs");
         !lockd.lockd().table().members().is_empty()
     }

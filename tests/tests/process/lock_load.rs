@@ -20,7 +20,8 @@ use super::cluster::wait_until;
 pub(crate) const LEASE_MS: u64 = 1500;
 
 /// A session of a client that is told in time when it may be lost.
-pub(crate) fn session(id: [u8; 16], addresses: Vec<SocketAddr>) -> (LockSession, Receiver<ClientEvent>) {
+pub(crate) fn session(addresses: Vec<SocketAddr>) -> (LockSession, Receiver<ClientEvent>) {
+    let id = u128::from(SESSIONS.fetch_add(1, Ordering::Relaxed)).to_le_bytes();
     let config = ClientConfig {
         node: Name::new("client").expect("a name"),
         lease_ms: LEASE_MS,
@@ -39,6 +40,19 @@ struct Seen {
     /// Highest term so far.
     term: AtomicU64,
     pairs: AtomicU64,
+    /// The longest that one operation took, since this was asked last: its answer, not what it waited for.
+    stall_us: AtomicU64,
+}
+
+impl Seen {
+    /// Asks, and remembers how long the answer took.
+    async fn ask(&self, session: &LockSession, op: LockOp) -> LockReply {
+        let began = Instant::now();
+        let reply = session.operate(op).await.expect("the session lives");
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.stall_us.fetch_max(took, Ordering::Relaxed);
+        reply
+    }
 }
 
 /// Clients on a thread of their own.
@@ -75,6 +89,11 @@ impl LockLoad {
         });
     }
 
+    /// The longest that an answer took, of all clients, since this was asked last.
+    pub(crate) fn take_stall(&self) -> Duration {
+        Duration::from_micros(self.seen.stall_us.swap(0, Ordering::Relaxed))
+    }
+
     /// How long each pair took, of all clients.
     pub(crate) fn stop(self) -> Vec<Duration> {
         self.seen.stop.store(true, Ordering::Relaxed);
@@ -82,37 +101,42 @@ impl LockLoad {
     }
 }
 
+/// Sessions so far; none is anybody's twice.
+static SESSIONS: AtomicU64 = AtomicU64::new(1);
+
 async fn one(n: u8, addresses: Vec<SocketAddr>, seen: Arc<Seen>) -> Vec<Duration> {
-    let (session, mut events) = session([n; 16], addresses);
-    let own = take(&session, &mut events, &format!("own/{n}")).await;
+    let (session, mut events) = session(addresses);
+    let own = take(&seen, &session, &mut events, &format!("own/{n}")).await;
     let mut took = Vec::new();
     while !seen.stop.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let lock = take(&session, &mut events, "shared").await;
+        let lock = take(&seen, &session, &mut events, "shared").await;
         let before = seen.holder.swap(lock.term.0, Ordering::SeqCst);
         assert_eq!(before, 0, "two have it: {before} and {}", lock.term);
         let highest = seen.term.swap(lock.term.0, Ordering::SeqCst);
         assert!(highest < lock.term.0, "terms only grow: {highest}, then {}", lock.term);
         seen.holder.store(0, Ordering::SeqCst);
-        give(&session, &lock).await;
+        give(&seen, &session, &lock).await;
         took.push(began.elapsed());
         seen.pairs.fetch_add(1, Ordering::Relaxed);
     }
     // Nobody took it meanwhile: it is still this session's, as it was granted.
-    let reply = session.operate(LockOp::write(own.lock, Mode::Ex, vec![n])).await.expect("the session lives");
+    let reply = seen.ask(&session, LockOp::write(own.lock, Mode::Ex, vec![n])).await;
     assert!(matches!(&reply, LockReply::Granted { lock, .. } if lock.term == own.term), "{reply:?}");
-    give(&session, &own).await;
+    give(&seen, &session, &own).await;
+    session.close().await;
+    while events.recv().await.is_some() {}
     took
 }
 
 /// In EX, however long it takes.
-pub(crate) async fn take(
+async fn take(
+    seen: &Seen,
     session: &LockSession,
     events: &mut Receiver<ClientEvent>,
     resource: &str,
 ) -> LockView {
-    let reply = session.operate(LockOp::lock(resource, Mode::Ex, Flags::NONE)).await;
-    match reply.expect("the session lives") {
+    match seen.ask(session, LockOp::lock(resource, Mode::Ex, Flags::NONE)).await {
         LockReply::Granted { lock, .. } => lock,
         LockReply::Queued { .. } => loop {
             match events.recv().await.expect("the session lives") {
@@ -127,7 +151,7 @@ pub(crate) async fn take(
     }
 }
 
-pub(crate) async fn give(session: &LockSession, lock: &LockView) {
-    let reply = session.operate(LockOp::unlock(lock.lock, ValueChange::Keep)).await;
-    assert_eq!(reply, Ok(LockReply::Done));
+async fn give(seen: &Seen, session: &LockSession, lock: &LockView) {
+    let reply = seen.ask(session, LockOp::unlock(lock.lock, ValueChange::Keep)).await;
+    assert_eq!(reply, LockReply::Done);
 }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use csnap_lockd::client::ClientEvent;
+use csnap_proto::message::lock::{Flags, LockOp, LockReply, Mode};
 use serde_json::Value;
 
 use super::cluster::{Cluster, number, signal, wait_until};
 use super::failover::{fio_verify, verified};
-use super::lock_load::{LEASE_MS, LockLoad, session, take};
+use super::lock_load::{LEASE_MS, LockLoad, session};
 use super::writer::{Writer, summary};
 
 /// Where the lockds listen, in order.
@@ -138,8 +139,9 @@ fn holder(addresses: Vec<SocketAddr>, has_it: std::sync::mpsc::Sender<()>) -> st
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
-            let (session, mut events) = session([99; 16], addresses);
-            take(&session, &mut events, "held").await;
+            let (session, mut events) = session(addresses);
+            let reply = session.operate(LockOp::lock("held", Mode::Ex, Flags::NONE)).await;
+            assert!(matches!(reply, Ok(LockReply::Granted { .. })), "{reply:?}");
             has_it.send(()).expect("it is waited for");
             let mut jeopardy = None;
             loop {
@@ -235,30 +237,30 @@ fn the_lead_is_moved_under_load_and_nothing_is_lost_or_granted_twice() {
     let moves = number("CSNAP_LOCKD_MOVES", 12);
     let load = LockLoad::start(8, &addresses(&cluster));
     load.wait_for(200);
-    let mut moved = Vec::new();
+    let (mut moved, mut with, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..moves {
         let from = leader(&cluster);
         let to = if from == "n1" { "n2" } else { "n1" };
+        load.take_stall();
+        load.wait_for(100);
+        without.push(load.take_stall());
         let began = Instant::now();
         cluster.csnap(&["lockd", "move", to]);
         moved.push(began.elapsed());
+        load.wait_for(100);
+        with.push(load.take_stall());
         assert_eq!(leader(&cluster), to);
         if turn == 0 {
             assert!(cluster.csnap(&["lockd", "move", to]).contains("leads"), "again, and nothing happens");
         }
-        load.wait_for(100);
     }
     assert_eq!(cluster.server(), server, "the same server under the same term");
     let mut took = load.stop();
-    println!(
-        "{moves} moves of the lead, a lock and an unlock of 8 clients for one lock: {}",
-        summary(&mut took)
-    );
-    // One stall for each client and move.
-    took.sort_by(|a, b| b.cmp(a));
-    took.truncate(8 * moves as usize);
-    println!("the longest, one a client and move: {}", summary(&mut took));
-    println!("the command itself: {}", summary(&mut moved));
+    println!("{moves} moves of the lead, 8 clients; each time the longest answer of all of them:");
+    println!("  with a move:  {}", summary(&mut with));
+    println!("  without:      {}", summary(&mut without));
+    println!("  a whole turn: {}", summary(&mut took));
+    println!("  the command:  {}", summary(&mut moved));
 }
 
 #[test]
