@@ -6,6 +6,8 @@ mod agents;
 mod args;
 mod commands;
 mod daemon;
+mod group;
+mod lockds;
 mod operator;
 mod output;
 mod pool;
@@ -15,7 +17,7 @@ mod up;
 
 use std::process::ExitCode;
 
-use args::{Command, ServerUse};
+use args::{Command, LockdUse, ServerUse};
 
 fn main() -> ExitCode {
     let cli = match args::parse(std::env::args_os()) {
@@ -24,7 +26,10 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Up(up) => up::run(&cli.dir, up),
-        Command::Lockd(daemon) => daemon::lockd(&daemon),
+        Command::Lockd(lockd) => match lockd.usage() {
+            Ok(LockdUse::Daemon(daemon)) => daemon::lockd(&daemon),
+            Ok(LockdUse::Action(_)) | Err(_) => commands::run(&cli.dir, cli.json, Command::Lockd(lockd)),
+        },
         Command::Agent(daemon) => daemon::agent(&daemon),
         Command::Export(daemon) => daemon::export(&daemon),
         Command::Server(server) => match server.usage() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use csnap_lockd::client::ClientInput;
+use csnap_lockd::client::shell::in_order;
 use csnap_proto::Frame;
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
@@ -46,10 +47,11 @@ impl Link {
         Self { addresses, events, current: None }
     }
 
-    pub(super) fn connect(&mut self, attempt: u64) {
+    /// To any lockd, rather to the one at `hint`.
+    pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         self.drop_current();
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
-        let (addresses, events) = (self.addresses.clone(), self.events.clone());
+        let (addresses, events) = (in_order(hint, &self.addresses, attempt), self.events.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = converse(&addresses, attempt, queue, &events).await {
                 debug!("lockd: {error}");
@@ -82,13 +84,11 @@ impl Link {
     }
 }
 
-/// Any lockd, another first with each attempt.
-async fn connect_any(addresses: &[SocketAddr], attempt: u64) -> io::Result<TcpStream> {
-    let count = addresses.len() as u64;
+/// The first that can be reached.
+async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is configured");
-    for i in 0..count {
-        let at = usize::try_from(attempt.wrapping_add(i) % count).expect("below the number of addresses");
-        match tokio::time::timeout(CONNECT_WITHIN, connect(addresses[at])).await {
+    for address in addresses {
+        match tokio::time::timeout(CONNECT_WITHIN, connect(*address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = error,
             Err(_) => last = io::ErrorKind::TimedOut.into(),
@@ -103,7 +103,7 @@ async fn converse(
     mut queue: mpsc::Receiver<Bytes>,
     events: &Events,
 ) -> anyhow::Result<()> {
-    let stream = connect_any(addresses, attempt).await?;
+    let stream = connect_any(addresses).await?;
     let _ = events.send(Event::Input(Input::Lockd(ClientInput::Connected { attempt }))).await;
     let (mut reader, mut writer) = stream.into_split();
     let read = async {

@@ -247,7 +247,7 @@ impl Agent {
 
     fn pass_to_lockd(&mut self, output: ClientOutput) -> Option<Input> {
         match output {
-            ClientOutput::Connect { attempt } => self.lockd.connect(attempt),
+            ClientOutput::Connect { attempt } => self.lockd.connect(attempt, self.core.lockd_hint()),
             ClientOutput::Disconnect { attempt } => self.lockd.disconnect(attempt),
             ClientOutput::Send { attempt, frame } => {
                 if !self.lockd.send(attempt, &frame) {

@@ -46,14 +46,14 @@ pub struct LockSession {
 }
 
 impl LockSession {
-    /// Keeps `client`'s session with any of the lockds at `addresses`. Answers to [`Self::operate`] go to their askers,
+    /// Keeps `client`'s session with any of the lockds at `addresses`, or with whom those say leads; bound by its lease. Answers to [`Self::operate`] go to their askers,
     /// everything else to the receiver.
     #[must_use]
     pub fn spawn(client: LockClient, addresses: Vec<SocketAddr>) -> (Self, mpsc::Receiver<ClientEvent>) {
         let (requests, asked) = mpsc::channel(super::PENDING_MAX / 2);
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let (link_events, link) = mpsc::channel(EVENTS_MAX);
-        let waiting = BTreeMap::new();
+        let (client, waiting) = (client.bound_by_lease(), BTreeMap::new());
         let keeper = Keeper { client, addresses, events, link_events, current: None, waiting };
         tokio::spawn(keeper.keep(asked, link));
         (Self { requests }, taken)
@@ -133,7 +133,8 @@ impl Keeper {
             match output {
                 ClientOutput::Connect { attempt } => {
                     let (outgoing, queue) = mpsc::unbounded_channel();
-                    let task = converse(self.addresses.clone(), attempt, queue, self.link_events.clone());
+                    let addresses = in_order(self.client.hint(), &self.addresses, attempt);
+                    let task = converse(addresses, attempt, queue, self.link_events.clone());
                     let task = tokio::spawn(task);
                     if let Some(older) = self.current.replace(Current { attempt, outgoing, task }) {
                         older.task.abort();
@@ -170,7 +171,7 @@ async fn converse(
     queue: mpsc::UnboundedReceiver<BytesMut>,
     events: mpsc::Sender<ClientInput>,
 ) {
-    if let Some(stream) = connect_any(&addresses, attempt).await {
+    if let Some(stream) = connect_any(&addresses).await {
         let _ = events.send(ClientInput::Connected { attempt }).await;
         // However it ends, the client is told the same.
         let _ = exchange(stream, attempt, queue, &events).await;
@@ -178,11 +179,19 @@ async fn converse(
     let _ = events.send(ClientInput::Disconnected { attempt }).await;
 }
 
-/// The first that can be reached, beginning with another one at each attempt.
-async fn connect_any(addresses: &[SocketAddr], attempt: u64) -> Option<TcpStream> {
+/// The lockds in the order in which an attempt tries them: where the leader is said to be, then all, another one first at
+/// each attempt.
+#[must_use]
+pub fn in_order(hint: Option<SocketAddr>, addresses: &[SocketAddr], attempt: u64) -> Vec<SocketAddr> {
     let count = addresses.len();
     let first = usize::try_from(attempt % count.max(1) as u64).expect("below a count");
-    for address in addresses.iter().cycle().skip(first).take(count) {
+    let all = addresses.iter().copied().cycle().skip(first).take(count);
+    hint.into_iter().chain(all.filter(|address| Some(*address) != hint)).collect()
+}
+
+/// The first that can be reached.
+async fn connect_any(addresses: &[SocketAddr]) -> Option<TcpStream> {
+    for address in addresses {
         if let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_WITHIN, connect(*address)).await {
             return Some(stream);
         }

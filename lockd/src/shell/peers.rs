@@ -1,11 +1,11 @@
 //! Connections between replicas: one a direction, so that who sends also connects. Messages may be lost; the replicas
 //! bear that. What a peer can make us hold is bounded.
 //!
-//! After both [`Hello`]s, the side that connected sends frames: a length (u32, little endian) and a message. The other
+//! After both [`Hello`]s and [`Presence`]s, the side that connected sends frames: a length (u32, little endian) and a message. The other
 //! side sends nothing more.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -20,8 +20,10 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::hello::{HELLO_BYTES, Hello};
+use super::introduction::{self, Introduction};
 use super::{ACCEPT_AGAIN, Event, Events, socket};
 use crate::replica::{Heard, PeerMessage, ReplicaId, STATE_BYTES_MAX};
+use crate::replicated::Presence;
 
 /// Longest frame, bytes: the largest state, and its group.
 const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + (64 << 10);
@@ -46,13 +48,20 @@ const AGAIN: Duration = Duration::from_millis(50);
 const INCOMING_MAX: usize = 64;
 
 /// What this replica says of itself; it may come to belong to a group.
-pub(super) type Own = Rc<Cell<Hello>>;
+pub(super) type Own = Rc<Introduction>;
+
+/// Who is at an address.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) heard: Heard,
+    pub(super) presence: Presence,
+}
 
 /// The way to one address, for as long as it lives.
 struct Link {
     outgoing: Rc<Outgoing>,
     /// Who is there, while it is reached.
-    id: Option<ReplicaId>,
+    peer: Option<Peer>,
     task: JoinHandle<()>,
 }
 
@@ -83,7 +92,8 @@ impl Peers {
     /// Keeps a way to each of these addresses, and to no other.
     pub(super) fn keep(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
         let mut old = std::mem::take(&mut self.links);
-        for address in addresses {
+        // One may be named twice, by the configuration and by the group.
+        for address in addresses.collect::<BTreeSet<_>>() {
             let link = old.remove(&address).unwrap_or_else(|| self.link(address));
             self.links.insert(address, link);
         }
@@ -93,18 +103,25 @@ impl Peers {
         let outgoing = Rc::new(Outgoing::default());
         let (own, events) = (Rc::clone(&self.own), self.events.clone());
         let task = tokio::task::spawn_local(stay_connected(address, own, Rc::clone(&outgoing), events));
-        Link { outgoing, id: None, task }
+        Link { outgoing, peer: None, task }
     }
 
     /// Somebody is reached at an address, or no more.
-    pub(super) fn on_peer(&mut self, address: SocketAddr, heard: Option<Heard>) -> Option<ReplicaId> {
+    pub(super) fn on_peer(&mut self, address: SocketAddr, peer: Option<Peer>) -> Option<ReplicaId> {
         let link = self.links.get_mut(&address)?;
-        std::mem::replace(&mut link.id, heard.map(|heard| heard.id))
+        let before = std::mem::replace(&mut link.peer, peer);
+        before.map(|peer| peer.heard.id)
+    }
+
+    /// Who is reached.
+    pub(super) fn present(&self) -> Vec<Peer> {
+        self.links.values().filter_map(|link| link.peer.clone()).collect()
     }
 
     /// Queues a message. `false` if its receiver is not reached, or does not keep up: then it is lost.
     pub(super) fn send(&self, message: &PeerMessage) -> bool {
-        let Some(link) = self.links.values().find(|link| link.id == Some(message.to)) else { return false };
+        let is_there = |link: &&Link| link.peer.as_ref().is_some_and(|peer| peer.heard.id == message.to);
+        let Some(link) = self.links.values().find(is_there) else { return false };
         let mut bytes = link.outgoing.bytes.borrow_mut();
         if bytes.len() > BACKLOG_BYTES_MAX {
             return false;
@@ -122,10 +139,10 @@ async fn stay_connected(address: SocketAddr, own: Own, outgoing: Rc<Outgoing>, e
     let mut last_error = String::new();
     loop {
         let error = match reach(address, &own).await {
-            Ok((stream, hello)) => {
+            Ok((stream, peer)) => {
                 outgoing.bytes.borrow_mut().clear();
                 info!("replica at {address} is reached");
-                if events.send(Event::Peer(address, Some(hello.heard))).await.is_err() {
+                if events.send(Event::Peer(address, Some(peer))).await.is_err() {
                     return;
                 }
                 let ended = send_all(stream, &outgoing).await;
@@ -144,20 +161,22 @@ async fn stay_connected(address: SocketAddr, own: Own, outgoing: Rc<Outgoing>, e
     }
 }
 
-async fn reach(address: SocketAddr, own: &Own) -> anyhow::Result<(TcpStream, Hello)> {
+async fn reach(address: SocketAddr, own: &Own) -> anyhow::Result<(TcpStream, Peer)> {
     let greet = async {
         let mut stream = socket::connect(address).await?;
-        let hello = greet(&mut stream, own).await?;
-        anyhow::Ok((stream, hello))
+        let peer = greet(&mut stream, own).await?;
+        anyhow::Ok((stream, peer))
     };
     tokio::time::timeout(HELLO_WITHIN, greet).await.context("it does not answer")?
 }
 
-async fn greet(stream: &mut TcpStream, own: &Own) -> anyhow::Result<Hello> {
-    stream.write_all(&own.get().encode()).await?;
+async fn greet(stream: &mut TcpStream, own: &Own) -> anyhow::Result<Peer> {
+    stream.write_all(&own.hello.get().encode()).await?;
     let mut bytes = [0; HELLO_BYTES];
     stream.read_exact(&mut bytes).await?;
-    Hello::decode(&bytes, &own.get()).map_err(anyhow::Error::msg)
+    let Hello { heard, .. } = Hello::decode(&bytes, &own.hello.get()).map_err(anyhow::Error::msg)?;
+    let presence = introduction::exchange(stream, own).await?;
+    Ok(Peer { heard, presence })
 }
 
 /// Until the connection breaks, or the other side ends it.
@@ -210,14 +229,14 @@ async fn receive(
     large: Rc<Cell<bool>>,
 ) -> anyhow::Result<()> {
     socket::tune(&stream)?;
-    let hello =
+    let peer =
         tokio::time::timeout(HELLO_WITHIN, greet(&mut stream, &own)).await.context("no greeting")??;
     let mut buffer = BytesMut::new();
     let mut room = None;
     loop {
         while let Some(frame) = take_frame(&mut buffer)? {
             let message = PeerMessage::decode(&frame).map_err(anyhow::Error::msg)?;
-            if message.from != hello.heard.id {
+            if message.from != peer.heard.id {
                 bail!("it speaks for another replica");
             }
             if events.send(Event::Said(message)).await.is_err() {

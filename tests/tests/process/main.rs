@@ -16,6 +16,8 @@ mod guest;
 mod hostile;
 mod inject;
 mod lifecycle;
+mod lock_load;
+mod lockds;
 mod messages;
 mod namespaces;
 mod nbd;
