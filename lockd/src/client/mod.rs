@@ -39,6 +39,8 @@ pub mod elector;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;
+pub mod tenure;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
 pub use self::pending::{PENDING_MAX, Ticket};
+pub use self::tenure::{Duty, Tenure};
