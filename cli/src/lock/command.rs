@@ -102,19 +102,16 @@ impl Command {
         Ok(drop(self.ended.readable().await?))
     }
 
-    /// The status of a command that has ended. If its guard died otherwise, the rest of the group dies too.
-    pub(super) fn reap(mut self) -> anyhow::Result<u8> {
+    /// The status of a command that has ended. None: its guard was killed, and the rest of the group is now.
+    pub(super) fn reap(mut self) -> anyhow::Result<Option<u8>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(self.pid), options)?.context("it has ended")?;
-        let code = match status.exit_status() {
-            Some(code) => code,
-            None => {
-                self.signal(Signal::KILL);
-                status.terminating_signal().map_or(1, |signal| SIGNALLED + signal)
-            }
-        };
+        let code = status.exit_status().map(exit_code);
+        if code.is_none() {
+            self.signal(Signal::KILL);
+        }
         self.guard.wait()?;
-        Ok(exit_code(code))
+        Ok(code)
     }
 }
 

@@ -15,8 +15,8 @@ pub(super) enum Input {
     Confirmed(Time),
     /// What the command runs on is gone, with the reason.
     Lost(String),
-    /// The command ended, with this status.
-    Ended(u8),
+    /// The command ended, with this status; without one it was killed because its guard was.
+    Ended(Option<u8>),
 }
 
 /// What is to be done, in order.
@@ -37,6 +37,8 @@ pub(super) enum Output {
 pub(super) enum Ending {
     /// With the command's own status; it held to its end.
     Status(u8),
+    /// The command was killed because its guard was, and held until then.
+    Unguarded,
     /// The command ran on something that was lost, or was about to be.
     Lost(String),
 }
@@ -66,9 +68,10 @@ impl Holding {
             Input::Ended(status) => {
                 self.look(now, out);
                 let doubt = || self.told.then(|| "lockd did not answer in time".to_owned());
-                let ending = match self.lost.clone().or_else(doubt) {
-                    None => Ending::Status(status),
-                    Some(reason) => Ending::Lost(reason),
+                let ending = match (self.lost.clone().or_else(doubt), status) {
+                    (Some(reason), _) => Ending::Lost(reason),
+                    (None, Some(status)) => Ending::Status(status),
+                    (None, None) => Ending::Unguarded,
                 };
                 return out.push(Output::Over(ending));
             }
@@ -127,7 +130,14 @@ mod tests {
         let mut holding = holding();
         assert_eq!(step(&mut holding, 5, Input::Confirmed(s(4))), [Output::Confirm(s(4))]);
         assert_eq!(step(&mut holding, 12, Input::Tick), []);
-        assert_eq!(step(&mut holding, 12, Input::Ended(7)), [Output::Over(Ending::Status(7))]);
+        assert_eq!(step(&mut holding, 12, Input::Ended(Some(7))), [Output::Over(Ending::Status(7))]);
+    }
+
+    #[test]
+    fn a_guard_that_ended_the_command_in_time_is_not_blamed() {
+        assert_eq!(step(&mut holding(), 1, Input::Ended(None)), [Output::Over(Ending::Unguarded)]);
+        let over = step(&mut holding(), 11, Input::Ended(None));
+        assert!(matches!(over[..], [.., Output::Over(Ending::Lost(_))]), "{over:?}");
     }
 
     #[test]
@@ -136,7 +146,7 @@ mod tests {
         assert_eq!(step(&mut holding, 1, Input::Lost("broken".into())), [Output::Kill]);
         assert_eq!(step(&mut holding, 1, Input::Lost("expired".into())), []);
         assert_eq!(step(&mut holding, 50, Input::Tick), []);
-        let over = step(&mut holding, 50, Input::Ended(0));
+        let over = step(&mut holding, 50, Input::Ended(Some(0)));
         assert_eq!(over, [Output::Over(Ending::Lost("broken".into()))]);
     }
 
@@ -155,7 +165,7 @@ mod tests {
         let mut holding = holding();
         step(&mut holding, 9, Input::Tick);
         step(&mut holding, 10, Input::Confirmed(s(10)));
-        assert!(matches!(step(&mut holding, 10, Input::Ended(0))[..], [Output::Over(Ending::Lost(_))]));
+        assert!(matches!(step(&mut holding, 10, Input::Ended(Some(0)))[..], [Output::Over(Ending::Lost(_))]));
     }
 
     #[test]
@@ -166,7 +176,7 @@ mod tests {
             [Output::Confirm(s(1)), Output::Kill]
         );
         let mut holding = self::holding();
-        let out = step(&mut holding, 100, Input::Ended(0));
+        let out = step(&mut holding, 100, Input::Ended(Some(0)));
         assert!(matches!(out[..], [Output::Kill, Output::Over(Ending::Lost(_))]));
     }
 }

@@ -67,7 +67,7 @@ pub(super) async fn obtain(
         LockReply::Granted { lock, value, .. } => {
             return match interrupted {
                 None => Ok(Obtained::Granted(lock, value)),
-                Some(signal) => undo(session, lock.lock, is_new, signal).await,
+                Some(signal) => too_late(session, lock, value, is_new, signal).await,
             };
         }
         LockReply::WouldBlock => return Ok(Obtained::NotFree),
@@ -136,15 +136,24 @@ async fn take_back(
         (LockReply::Done, None) => Ok(Obtained::NotFree),
         (LockReply::Done, Some(signal)) => Ok(Obtained::Interrupted(signal)),
         (LockReply::Granted { lock, value, .. }, None) => Ok(Obtained::Granted(lock, value)),
-        (LockReply::Granted { lock, .. }, Some(signal)) => undo(session, lock.lock, is_new, signal).await,
+        (LockReply::Granted { lock, value, .. }, Some(signal)) => {
+            too_late(session, lock, value, is_new, signal).await
+        }
         (reply, _) => Err(unexpected(&reply)),
     }
 }
 
-/// What a signal came too late for: a new lock is given up, a conversion stays.
-async fn undo(session: &Session, lock: LockId, is_new: bool, signal: Signal) -> anyhow::Result<Obtained> {
-    if is_new {
-        session.ask(LockOp::unlock(lock, ValueChange::Keep)).await?;
+/// A grant came before the signal: a new lock is given up, a conversion stays.
+async fn too_late(
+    session: &Session,
+    lock: LockView,
+    value: Option<ValueBlock>,
+    is_new: bool,
+    signal: Signal,
+) -> anyhow::Result<Obtained> {
+    if !is_new {
+        return Ok(Obtained::Granted(lock, value));
     }
+    session.ask(LockOp::unlock(lock.lock, ValueChange::Keep)).await?;
     Ok(Obtained::Interrupted(signal))
 }

@@ -10,7 +10,6 @@ use anyhow::bail;
 use csnap_proto::message::lock::{
     Flags, LockOp, LockReply, LockRow, LockView, Mode, ResourceView, ValueBlock, ValueChange,
 };
-use rustix::process::Signal;
 use serde_json::json;
 
 use super::bytes;
@@ -26,6 +25,9 @@ use crate::output;
 /// Between two looks at what an earlier life of the owner waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// Said where a signal came first.
+const INTERRUPTED: &str = "interrupted; nothing was granted";
+
 /// A lock of an owner, and what is asked of it.
 pub(super) struct Request<'a> {
     pub(super) lockds: &'a [SocketAddr],
@@ -39,14 +41,19 @@ impl Request<'_> {
         Session::open(self.lockds, &format!("lock {verb} {}", self.name), LEASE).await
     }
 
+    /// A session, unless a signal comes first.
+    async fn open_unless(&self, verb: &str, interrupts: &mut Interrupts) -> anyhow::Result<Session> {
+        tokio::select! {
+            session = self.open(verb) => session,
+            _ = interrupts.next() => bail!(INTERRUPTED),
+        }
+    }
+
     /// `csnap lock acquire`
     pub(super) async fn acquire(self, mode: Option<Mode>, patience: &Patience) -> anyhow::Result<()> {
         let file = OwnerFile::open_or_make(&self.owned.owner)?;
         let mut interrupts = Interrupts::catch()?;
-        let mut session = tokio::select! {
-            session = self.open("acquire") => session?,
-            signal = interrupts.next() => bail!(interrupted(signal)),
-        };
+        let mut session = self.open_unless("acquire", &mut interrupts).await?;
         let outcome = self.take(&mut session, &file, mode, patience, &mut interrupts).await;
         session.close().await;
         let Taken { lock, value, adopted } = outcome?;
@@ -82,7 +89,7 @@ impl Request<'_> {
                 }
                 Some(_) => tokio::select! {
                     () = tokio::time::sleep(LOOK_AGAIN) => {}
-                    signal = interrupts.next() => bail!(interrupted(signal)),
+                    _ = interrupts.next() => bail!(INTERRUPTED),
                 },
                 None => break,
             }
@@ -92,7 +99,7 @@ impl Request<'_> {
         match obtain(session, op, until, interrupts).await? {
             Obtained::Granted(lock, value) => Ok(Taken { lock, value, adopted: false }),
             Obtained::NotFree => bail!(self.not_free(session).await?),
-            Obtained::Interrupted(signal) => bail!(interrupted(signal)),
+            Obtained::Interrupted(_) => bail!(INTERRUPTED),
         }
     }
 
@@ -106,7 +113,7 @@ impl Request<'_> {
         let change = bytes::change(value)?;
         let file = OwnerFile::open(&self.owned.owner)?;
         let mut interrupts = Interrupts::catch()?;
-        let mut session = self.open("convert").await?;
+        let mut session = self.open_unless("convert", &mut interrupts).await?;
         let converting = async {
             let (had, _) = self.adopt(&session, &file).await?;
             let mode = mode.unwrap_or(had.mode);
@@ -114,7 +121,7 @@ impl Request<'_> {
             match obtain(&mut session, op, Until::new(patience), &mut interrupts).await? {
                 Obtained::Granted(lock, value) => anyhow::Ok((lock, value)),
                 Obtained::NotFree => bail!(self.not_free(&session).await?),
-                Obtained::Interrupted(signal) => bail!(interrupted(signal)),
+                Obtained::Interrupted(_) => bail!(INTERRUPTED),
             }
         };
         let outcome = converting.await;
@@ -202,8 +209,4 @@ fn granted(reply: LockReply) -> anyhow::Result<(LockView, Option<ValueBlock>)> {
 /// How a request waits.
 pub(super) fn flags(patience: &Patience) -> Flags {
     if patience.no_wait { Flags::NOQUEUE } else { Flags::NONE }
-}
-
-fn interrupted(_: Signal) -> String {
-    "interrupted; nothing was taken".to_owned()
 }

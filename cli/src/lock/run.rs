@@ -134,12 +134,24 @@ async fn hold(
     environment: &[(&str, OsString)],
 ) -> anyhow::Result<u8> {
     interrupts.also(&ALSO)?;
-    let confirmed_at = session.first_confirmed().await?;
-    let command = Command::start(words, environment, session.lease, confirmed_at)?;
+    let confirmed_at = session.fresh_confirmation().await?;
+    let command = match Command::start(words, environment, session.lease, confirmed_at) {
+        Ok(command) => command,
+        Err(error) => {
+            give_up(session, &held, ValueChange::Keep).await?;
+            return Err(error);
+        }
+    };
     let holding = Holding::new(Tenure::new(session.lease, confirmed_at));
     let ending = keep(session, interrupts, &held, command, holding).await?;
-    let lost = match (ending, give_up(session, &held).await) {
+    // A holder that was killed did not let go by its own will: what the value says may not be true any more.
+    let value = match ending {
+        Ending::Status(_) => ValueChange::Keep,
+        Ending::Lost(_) | Ending::Unguarded => ValueChange::Invalidate,
+    };
+    let lost = match (ending, give_up(session, &held, value).await) {
         (Ending::Lost(reason), _) => reason,
+        (Ending::Unguarded, _) => bail!("the guard of the command was killed, and so was the command"),
         (Ending::Status(status), Ok(true)) => return Ok(status),
         // It was gone when it was to be given up: so it may have been while the command ran.
         (Ending::Status(status), Ok(false)) => {
@@ -230,9 +242,9 @@ fn loss(news: News, held: &Held) -> Option<String> {
 }
 
 /// Gives back what is held. False: it was somebody else's by then.
-async fn give_up(session: &mut Session, held: &Held) -> anyhow::Result<bool> {
+async fn give_up(session: &mut Session, held: &Held, value: ValueChange) -> anyhow::Result<bool> {
     let op = match held {
-        Held::Lock(lock) => LockOp::unlock(*lock, ValueChange::Keep),
+        Held::Lock(lock) => LockOp::unlock(*lock, value),
         Held::Key(key, version) => {
             LockOp::Key(KeyOp::Delete { key: key.clone(), expect: Expect::Version(*version) })
         }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use csnap_lockd::client::shell::LockSession;
-use csnap_lockd::client::{ClientConfig, ClientEvent, Identity, LockClient};
+use csnap_lockd::client::shell::{LockSession, now};
+use csnap_lockd::client::{ClientConfig, ClientEvent, Duty, Identity, LockClient, Tenure};
 use csnap_proto::limits::{MEMBER_INFO_BYTES_MAX, NAME_BYTES_MAX};
 use csnap_proto::message::lock::{LockEvent, LockOp, LockReply};
 use csnap_proto::{Name, Secret, SessionId, Time};
@@ -112,12 +112,14 @@ impl Session {
         self.lockd.confirmed()
     }
 
-    /// The time at which a renewal was first confirmed.
-    pub(super) async fn first_confirmed(&self) -> anyhow::Result<Time> {
+    /// When the last confirmed renewal was sent, once that is recent enough for a holder to begin something.
+    pub(super) async fn fresh_confirmation(&self) -> anyhow::Result<Time> {
         let mut confirmed = self.lockd.confirmed();
-        let first = tokio::time::timeout(ANSWER_WITHIN, confirmed.wait_for(Option::is_some)).await;
-        let first = first.map_err(|_| no_answer(&self.addresses))?.context("the session with lockd ended")?;
-        first.context("waited for")
+        let is_fresh = |at: Time| Tenure::new(self.lease, at).duty(now()) == Duty::Act;
+        let fresh = confirmed.wait_for(|at| at.is_some_and(is_fresh));
+        let fresh =
+            tokio::time::timeout(ANSWER_WITHIN, fresh).await.map_err(|_| no_answer(&self.addresses))?;
+        fresh.context("the session with lockd ended")?.context("waited for")
     }
 
     /// Gives the session back; what it holds and is not persistent goes with it.

@@ -16,6 +16,7 @@ mod guest;
 mod hostile;
 mod inject;
 mod lifecycle;
+mod locks;
 mod messages;
 mod namespaces;
 mod nbd;
