@@ -141,7 +141,7 @@ pub(crate) struct Owned {
 #[group(multiple = false)]
 pub(crate) struct NewValue {
     /// Write it.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) value: Option<OsString>,
     /// Write it with what this file has; - is stdin.
     #[arg(long, value_name = "FILE")]

@@ -4,7 +4,7 @@
 //! although the keeper is killed, or frozen; and in turn the keeper kills the whole group when the guard is.
 
 use std::ffi::OsString;
-use std::io::IoSlice;
+use std::io::{IoSlice, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -32,6 +32,8 @@ pub(super) struct Command {
     pid: Pid,
     ended: AsyncFd<OwnedFd>,
     control: UnixStream,
+    /// There is a terminal, and the command does not have it yet.
+    wants_terminal: bool,
 }
 
 impl Command {
@@ -45,8 +47,8 @@ impl Command {
         let (control, theirs) = UnixStream::pair()?;
         let mut guard = std::process::Command::new(std::env::current_exe()?);
         guard.args(["lock", "guard", "--lease-ms", &lease.as_millis().to_string()]);
-        let on_terminal = is_foreground();
-        if on_terminal {
+        let wants_terminal = std::io::stdin().is_terminal();
+        if wants_terminal {
             guard.args(["--terminal-of", &getpgrp().as_raw_pid().to_string()]);
         }
         guard.arg("--").args(words).envs(environment.iter().map(|(name, value)| (name, value)));
@@ -54,11 +56,8 @@ impl Command {
         let guard = guard.spawn().context("cannot start the command's guard")?;
         let pid = i32::try_from(guard.id()).ok().and_then(Pid::from_raw).context("a process id")?;
         let ended = watched(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
-        let command = Self { guard, pid, ended, control };
-        if on_terminal {
-            // The command is what the person at the terminal talks to.
-            let _ = tcsetpgrp(std::io::stdin(), pid);
-        }
+        let mut command = Self { guard, pid, ended, control, wants_terminal };
+        command.give_terminal();
         command.hand_over(confirmed_at).context("the command's guard ended")?;
         Ok(command)
     }
@@ -89,17 +88,33 @@ impl Command {
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// We go on after having been stopped: if a shell gave us the terminal, the command gets it.
-    pub(super) fn resume(&self) {
-        if is_foreground() {
-            let _ = tcsetpgrp(std::io::stdin(), self.pid);
+    /// Whether [`Self::give_terminal`] may be of use.
+    pub(super) fn wants_terminal(&self) -> bool {
+        self.wants_terminal
+    }
+
+    /// The command is what the person at the terminal talks to: it gets the terminal, once we have it. A command that waited
+    /// for that goes on.
+    pub(super) fn give_terminal(&mut self) {
+        let ours = tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == getpgrp());
+        if self.wants_terminal && ours && tcsetpgrp(std::io::stdin(), self.pid).is_ok() {
+            self.wants_terminal = false;
+            self.signal(Signal::CONT);
         }
-        self.signal(Signal::CONT);
+    }
+
+    /// Passes a signal on. What is to end must not stand still.
+    pub(super) fn pass(&self, signal: Signal) {
+        self.signal(signal);
+        if matches!(signal, Signal::HUP | Signal::INT | Signal::TERM) {
+            self.signal(Signal::CONT);
+        }
     }
 
     /// Returns when the command, or its guard, has ended. May be dropped at any time.
     pub(super) async fn ended(&self) -> anyhow::Result<()> {
-        Ok(drop(self.ended.readable().await?))
+        self.ended.readable().await?;
+        Ok(())
     }
 
     /// The status of a command that has ended. None: its guard was killed, and the rest of the group is now.
@@ -123,9 +138,4 @@ pub(super) fn exit_code(code: i32) -> u8 {
 /// The status of a command that a signal ended.
 pub(super) fn signalled(signal: i32) -> u8 {
     exit_code(SIGNALLED + signal)
-}
-
-/// Whether our stdin is a terminal and we may give it to others.
-fn is_foreground() -> bool {
-    tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == getpgrp())
 }

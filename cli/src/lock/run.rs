@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 use anyhow::bail;
 use csnap_lockd::client::Tenure;
@@ -34,6 +35,9 @@ const NOT_FREE: u8 = 124;
 
 /// Status where csnap itself failed. The command was not started, or is dead.
 pub(super) const FAILED: u8 = 125;
+
+/// Between two looks at whether the terminal is ours to give to the command.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What the command runs on.
 enum Held {
@@ -172,7 +176,7 @@ async fn keep(
     session: &mut Session,
     interrupts: &mut Interrupts,
     held: &Held,
-    command: Command,
+    mut command: Command,
     mut holding: Holding,
 ) -> anyhow::Result<Ending> {
     let mut confirmed = session.confirmed();
@@ -207,10 +211,15 @@ async fn keep(
             },
             signal = interrupts.next() => {
                 match signal {
-                    Signal::CONT => command.resume(),
+                    Signal::CONT => {}
                     Signal::TSTP => eprintln!("csnap: it goes on: it holds a lock"),
-                    signal => command.signal(signal),
+                    signal => command.pass(signal),
                 }
+                Input::Tick
+            }
+            // A shell that brings us to the foreground tells nobody.
+            () = tokio::time::sleep(LOOK_AGAIN), if command.wants_terminal() => {
+                command.give_terminal();
                 Input::Tick
             }
         };

@@ -100,9 +100,8 @@ impl Session {
     /// What has happened by now, if anything.
     pub(super) fn take(&mut self) -> Option<LockEvent> {
         loop {
-            match self.events.try_recv().ok()? {
-                ClientEvent::Event(event) => return Some(event),
-                _ => {}
+            if let ClientEvent::Event(event) = self.events.try_recv().ok()? {
+                return Some(event);
             }
         }
     }

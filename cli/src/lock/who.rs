@@ -47,8 +47,8 @@ impl Who {
     pub(super) fn row_json(&self, row: &LockRow) -> Value {
         json!({
             "lock": row.lock.0,
-            "mode": row.mode.map(|mode| mode_name(mode)),
-            "wanted": row.wanted.map(|mode| mode_name(mode)),
+            "mode": row.mode.map(mode_name),
+            "wanted": row.wanted.map(mode_name),
             "term": row.term.0,
             "flags": row.flags.to_string(),
             "holder": self.json(&row.holder),

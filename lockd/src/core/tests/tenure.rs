@@ -35,6 +35,7 @@ struct Pair {
     cut_at: u64,
     lockd: Lockd,
     client: LockClient,
+    confirmed: Option<Time>,
     tenure: Option<Tenure>,
     new_tenure: fn(Duration, Time) -> Tenure,
     wires: BTreeMap<(u64, u64), Delivery>,
@@ -57,6 +58,7 @@ impl Pair {
             cut_at,
             lockd: Lockd::new(Time(0), node(), 1, Table::default()),
             client: LockClient::new(config(), identity(1), Vec::new()),
+            confirmed: None,
             tenure: None,
             new_tenure,
             wires: BTreeMap::new(),
@@ -114,7 +116,10 @@ impl Pair {
             }
             out.extend(more);
         }
-        if let Some(sent_at) = self.client.confirmed_at() {
+        if self.client.confirmed_at() != self.confirmed
+            && let Some(sent_at) = self.client.confirmed_at()
+        {
+            self.confirmed = Some(sent_at);
             let new = self.new_tenure;
             let lease = Duration::from_millis(LEASE_MS);
             self.tenure.get_or_insert_with(|| new(lease, sent_at)).confirm(now, sent_at);
