@@ -1,6 +1,8 @@
 //! The command line, as clap reads it. Names are fixed: users and scripts rely on them.
 
 mod lockd;
+pub(crate) mod kv;
+pub(crate) mod lock;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -83,6 +85,10 @@ pub(crate) enum Command {
     /// Pools.
     #[command(subcommand)]
     Pool(Pool),
+    /// Locks of lockd, for people and scripts.
+    Lock(lock::Lock),
+    /// Keys of lockd, for people and scripts.
+    Kv(kv::Kv),
     /// Show what is there and how it does.
     Status {
         /// Again every second, until ^C.

@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod daemon;
 mod group;
+mod lock;
 mod lockds;
 mod operator;
 mod output;
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
             Ok(ServerUse::Daemon(daemon)) => daemon::server(&daemon),
             Ok(ServerUse::Action(_)) | Err(_) => commands::run(&cli.dir, cli.json, Command::Server(server)),
         },
+        Command::Lock(lock) => return lock::run(&cli.dir, cli.json, lock),
+        Command::Kv(kv) => return lock::run_kv(&cli.dir, cli.json, kv),
         command => commands::run(&cli.dir, cli.json, command),
     };
     match result {

@@ -56,6 +56,7 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Diff { .. } => not_yet("diff"),
         Command::Attach { device: Some(_), .. } => not_yet("attach with a device"),
         Command::Detach { .. } => not_yet("detach"),
+        Command::Lock(_) | Command::Kv(_) => bail!("it has a way of its own"),
         Command::Up(_) | Command::Agent(_) | Command::Export(_) => {
             bail!("a daemon is not a command")
         }

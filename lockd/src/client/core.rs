@@ -331,6 +331,12 @@ impl LockClient {
         self.identity
     }
 
+    /// When the last renewal that lockd confirmed was sent: the lease cannot have begun earlier.
+    #[must_use]
+    pub fn confirmed_at(&self) -> Option<Time> {
+        self.confirmed_at
+    }
+
     /// Whether lockd can be asked right now.
     #[must_use]
     pub fn is_open(&self) -> bool {

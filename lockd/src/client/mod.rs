@@ -44,6 +44,8 @@ mod pending;
 pub mod shell;
 #[cfg(test)]
 mod tests;
+pub mod tenure;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
 pub use self::pending::{PENDING_MAX, Ticket};
+pub use self::tenure::{Duty, Tenure};

@@ -14,10 +14,11 @@ use csnap_proto::message::lock::{FromLockd, LockOp, LockReply};
 use csnap_proto::{Frame, Time};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{ClientEvent, ClientInput, ClientOutput, LockClient, Ticket};
-use crate::shell::socket::{connect, now};
+use crate::shell::socket::connect;
+pub use crate::shell::socket::now;
 
 /// An address that does not answer by then is passed over for the next.
 const CONNECT_WITHIN: Duration = Duration::from_millis(250);
@@ -43,6 +44,7 @@ pub struct SessionOver;
 #[derive(Clone)]
 pub struct LockSession {
     requests: mpsc::Sender<Request>,
+    confirmed: watch::Receiver<Option<Time>>,
 }
 
 impl LockSession {
@@ -53,10 +55,11 @@ impl LockSession {
         let (requests, asked) = mpsc::channel(super::PENDING_MAX / 2);
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let (link_events, link) = mpsc::channel(EVENTS_MAX);
+        let (confirmations, confirmed) = watch::channel(None);
         let (client, waiting) = (client.bound_by_lease(), BTreeMap::new());
-        let keeper = Keeper { client, addresses, events, link_events, current: None, waiting };
+        let keeper = Keeper { client, addresses, events, link_events, confirmations, current: None, waiting };
         tokio::spawn(keeper.keep(asked, link));
-        (Self { requests }, taken)
+        (Self { requests, confirmed }, taken)
     }
 
     /// Asks and waits for the answer, over as many connections as it takes.
@@ -72,6 +75,12 @@ impl LockSession {
     /// As [`LockClient::set_renewing`].
     pub async fn set_renewing(&self, renewing: bool) {
         let _ = self.requests.send(Request::SetRenewing(renewing)).await;
+    }
+
+    /// As [`LockClient::confirmed_at`], as it changes; what a holder counts its [`Tenure`](super::Tenure) from.
+    #[must_use]
+    pub fn confirmed(&self) -> watch::Receiver<Option<Time>> {
+        self.confirmed.clone()
     }
 
     /// As [`ClientInput::Close`].
@@ -92,6 +101,7 @@ struct Keeper {
     addresses: Vec<SocketAddr>,
     events: mpsc::Sender<ClientEvent>,
     link_events: mpsc::Sender<ClientInput>,
+    confirmations: watch::Sender<Option<Time>>,
     current: Option<Current>,
     waiting: BTreeMap<Ticket, oneshot::Sender<LockReply>>,
 }
@@ -101,6 +111,10 @@ impl Keeper {
         let mut out = Vec::new();
         self.client.step(now(), ClientInput::Tick, &mut out);
         while self.carry_out(&mut out).await.is_some() && !self.client.is_over() {
+            self.confirmations.send_if_modified(|known| {
+                let confirmed = self.client.confirmed_at();
+                std::mem::replace(known, confirmed) != confirmed
+            });
             let deadline = self.client.next_deadline().unwrap_or(Time(u64::MAX));
             let wait = deadline.since(now()).min(Duration::from_secs(3600));
             tokio::select! {

@@ -4,6 +4,7 @@
 mod chaos;
 mod conversation;
 mod strangers;
+mod tenure;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

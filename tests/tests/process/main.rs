@@ -18,6 +18,7 @@ mod inject;
 mod lifecycle;
 mod lock_load;
 mod lockds;
+mod locks;
 mod messages;
 mod namespaces;
 mod nbd;
