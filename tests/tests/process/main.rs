@@ -22,6 +22,7 @@ mod nbd;
 mod placement;
 mod quiet;
 mod readers;
+mod service;
 mod sizes;
 mod slow;
 mod steps;
