@@ -8,6 +8,8 @@ use csnap_proto::message::lock::{
 };
 use csnap_proto::{EventNumber, Frame, LockId, Name, RequestId, Secret, Sequence, SessionId, Term, Time};
 
+use proptest::prelude::*;
+
 use super::model::{Done, Etcd};
 use crate::etcd::{Answer, Broken, Call, Input, Key, LeaseId, News, Output, Revision, Session, Txn, keys};
 
@@ -530,6 +532,25 @@ fn answers_to_nothing_drop_the_connection() {
     a.connect(NOW, &mut etcd);
     a.step(NOW, &mut etcd, Input::Answer(Answer::Revoked));
     assert!(a.dropped);
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_stands_below_the_prefix_is_a_panic(
+        entries in prop::collection::vec((0..5u8, prop::collection::vec(any::<u8>(), 0..80), any::<bool>()), 0..20),
+    ) {
+        let mut etcd = Etcd::default();
+        let mut a = Played::open(1, NOW, &mut etcd);
+        a.take(NOW, &mut etcd);
+        for (which, content, versioned) in entries {
+            let keys = [Key::Lock, Key::Term, Key::Value, Key::Member(a.id()), Key::Member(SessionId([3; 16]))];
+            let content = if versioned { [&[1], content.as_slice()].concat() } else { content };
+            etcd.put(keys[usize::from(which)], &content);
+            a.hear(NOW, &mut etcd);
+        }
+        a.resume(NOW, &mut etcd, EventNumber(0));
+        prop_assert!(!a.dropped);
+    }
 }
 
 /// Each rule broken, and the test that must notice.
