@@ -9,6 +9,7 @@ use csnap_proto::limits::PATH_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Failback;
+use crate::etcd::EtcdConfig;
 
 /// Longest path of a unix socket that the kernel takes, bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -25,7 +26,11 @@ pub struct NodeConfig {
     /// Directory that all nodes share; absolute.
     pub pool: PathBuf,
     /// Addresses of the lockds, numeric.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lockd: Vec<SocketAddr>,
+    /// An etcd in place of lockd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdConfig>,
     /// The agent's unix socket; absolute.
     pub agent_sock: PathBuf,
     /// Directory for what the agent remembers over a restart; absolute, local to the node.
@@ -154,6 +159,7 @@ impl NodeConfig {
             node,
             pool,
             lockd,
+            etcd: None,
             agent_sock: dir.join("agent.sock"),
             state: dir.join("state"),
             io: Io::default(),
@@ -209,8 +215,15 @@ impl NodeConfig {
             // It is published as it stands, and other nodes connect to it.
             return Err("server_listen must be an address of this node that every node reaches".to_owned());
         }
-        if self.lockd.is_empty() {
-            return Err("lockd needs at least one address".to_owned());
+        match (&self.etcd, self.lockd.is_empty()) {
+            (None, false) => {}
+            (Some(etcd), true) => etcd.check()?,
+            (None, true) => {
+                return Err("lockd needs at least one address, or there must be an [etcd]".to_owned());
+            }
+            (Some(_), false) => {
+                return Err("lockd and [etcd] are both there; keep the one that elects the server".to_owned());
+            }
         }
         if self.priority > PRIORITY_MAX {
             return Err(format!("priority is at most {PRIORITY_MAX}"));
@@ -263,6 +276,14 @@ mod tests {
         let config = parse(GOOD).expect("good");
         let text = toml::to_string(&config).expect("encodes");
         assert_eq!(parse(&text).expect("good"), config);
+        let etcd = EtcdConfig {
+            endpoints: vec![SocketAddr::from(([10, 0, 0, 1], 2379))],
+            prefix: "/csnap/a".to_owned(),
+        };
+        assert_eq!(etcd.key_prefix(), "/csnap/a/");
+        let config = NodeConfig { lockd: Vec::new(), etcd: Some(etcd), ..config };
+        let text = toml::to_string(&config).expect("encodes");
+        assert_eq!(parse(&text).expect("good"), config);
     }
 
     #[test]
@@ -281,6 +302,18 @@ mod tests {
             assert!(error.starts_with("agent.toml: ") && error.contains(key), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+        for (etcd, key) in [
+            ("[etcd]\nendpoints = []\nprefix = \"p\"", "etcd.endpoints"),
+            ("[etcd]\nendpoints = [\"10.0.0.1:2379\"]\nprefix = \"/\"", "etcd.prefix"),
+            ("[etcd]\nendpoints = [\"10.0.0.1:2379\"]", "prefix"),
+            ("", "lockd"),
+        ] {
+            let without = GOOD.replace("lockd = [\"127.0.0.1:7000\"]", "");
+            let error = parse(&format!("{without}\n{etcd}")).expect_err(etcd).to_string();
+            assert!(error.contains(key) && error.lines().count() == 1, "{error}");
+        }
+        let both = format!("{GOOD}\n[etcd]\nendpoints = [\"10.0.0.1:2379\"]\nprefix = \"p\"");
+        assert!(parse(&both).expect_err("both").to_string().contains("both there"));
         let name = GOOD.replace("\"n1\"", "\"a/b\"");
         assert!(parse(&name).expect_err("name").to_string().contains("a name starts with"));
         let relative = GOOD.replace("/srv/pool", "pool");

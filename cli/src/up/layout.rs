@@ -135,6 +135,12 @@ impl Layout {
         let config = match std::fs::read_to_string(&path) {
             Ok(text) => {
                 let found = NodeConfig::parse(&text, &path)?;
+                if found.etcd.is_some() {
+                    bail!(
+                        "{}: csnap up runs a lockd of its own; remove [etcd], or start this node with csnap agent --config",
+                        path.display()
+                    );
+                }
                 let NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, .. } = fresh;
                 NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, nbd_tcp, ..found }
             }

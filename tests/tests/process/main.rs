@@ -25,6 +25,7 @@ mod nbd;
 mod placement;
 mod quiet;
 mod readers;
+mod service;
 mod sizes;
 mod slow;
 mod steps;
