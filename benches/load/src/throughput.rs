@@ -1,0 +1,97 @@
+//! Many clients, each in a closed loop: how many operations a second, and how long each takes.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::{Client, Job};
+
+/// What to do, and for how long.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) job: Job,
+    pub(crate) clients: usize,
+    /// Before anything is counted.
+    pub(crate) ramp: Duration,
+    /// Of what is counted.
+    pub(crate) length: Duration,
+}
+
+/// What came of it.
+#[derive(Serialize)]
+pub(crate) struct Measured {
+    /// Pairs of lock and unlock, or of two conversions.
+    pairs: usize,
+    seconds: f64,
+    p50_us: u64,
+    p99_us: u64,
+    max_us: u64,
+    /// Processor time of this process, microseconds a pair.
+    client_us: f64,
+}
+
+/// Connects all clients, then lets them work.
+pub(crate) async fn measure<C: Client>(addresses: &[SocketAddr], plan: Plan) -> anyhow::Result<Measured> {
+    let mut connecting = JoinSet::new();
+    for number in 0..plan.clients {
+        let addresses = addresses.to_vec();
+        connecting.spawn(async move {
+            let mut client = C::connect(&addresses, number).await?;
+            client.prepare(plan.job).await?;
+            anyhow::Ok(client)
+        });
+    }
+    let mut clients = Vec::new();
+    while let Some(connected) = connecting.join_next().await {
+        clients.push(connected??);
+    }
+    let from = Instant::now() + plan.ramp;
+    let to = from + plan.length;
+    let mut working = JoinSet::new();
+    for client in clients {
+        working.spawn(work(client, plan.job, from, to));
+    }
+    tokio::time::sleep_until(from.into()).await;
+    let cpu_before = cpu_us();
+    tokio::time::sleep_until(to.into()).await;
+    let cpu = cpu_us() - cpu_before;
+    let mut taken_us = Vec::new();
+    while let Some(done) = working.join_next().await {
+        taken_us.append(&mut done??);
+    }
+    taken_us.sort_unstable();
+    let pairs = taken_us.len();
+    anyhow::ensure!(pairs > 0, "nothing was done in {:?}", plan.length);
+    Ok(Measured {
+        pairs,
+        seconds: plan.length.as_secs_f64(),
+        p50_us: taken_us[pairs / 2],
+        p99_us: taken_us[pairs * 99 / 100],
+        max_us: taken_us[pairs - 1],
+        client_us: cpu / pairs as f64,
+    })
+}
+
+/// What each piece of work took that ended in time, microseconds.
+async fn work<C: Client>(mut client: C, job: Job, from: Instant, to: Instant) -> anyhow::Result<Vec<u64>> {
+    let mut taken_us = Vec::new();
+    loop {
+        let began = Instant::now();
+        if began >= to {
+            return Ok(taken_us);
+        }
+        client.work(job).await?;
+        let ended = Instant::now();
+        if (from..to).contains(&ended) {
+            taken_us.push(u64::try_from((ended - began).as_micros())?);
+        }
+    }
+}
+
+/// Processor time that this process took, microseconds.
+fn cpu_us() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
