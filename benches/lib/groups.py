@@ -22,12 +22,16 @@ class LockTools:
         if not Path(self.csnap).exists():
             raise SystemExit("no csnap binary: run cargo build --release first")
         self.etcd = find_etcd(target / "etcd") if etcd else None
+        self.load = os.environ.get("CSNAP_LOAD") or self.build_load(target, etcd)
+
+    @staticmethod
+    def build_load(target, etcd):
         if etcd and not shutil.which("protoc"):
             raise SystemExit("no protoc, which etcd's client is built with: apt-get install protobuf-compiler libprotobuf-dev, or use --no-etcd")
         build = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "csnap-load"]
         if subprocess.run(build + (["--features", "etcd"] if etcd else []), cwd=Path(__file__).parents[2]).returncode:
             raise SystemExit("the load generator does not build; see above")
-        self.load = str(target / "release" / "csnap-load")
+        return str(target / "release" / "csnap-load")
 
 
 def find_etcd(cache):

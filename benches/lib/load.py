@@ -23,6 +23,7 @@ def throughput(tools, group, job, clients, seconds):
     if done.returncode:
         raise SystemExit(f"{group.name}, {job}: {done.stderr.strip()}")
     found = json.loads(done.stdout)
+    found["pairs"] = max(found["pairs"], 1)  # a disk that stalls for all of a tiny run
     found["pairs_per_second"] = found["pairs"] / found["seconds"]
     # The ramp, which is not counted, takes as much a pair.
     share = found["seconds"] / (found["seconds"] + RAMP_SECONDS)
