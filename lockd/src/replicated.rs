@@ -78,12 +78,16 @@ pub struct Unknown(&'static str);
 enum Work {
     Core(core::Input),
     Replica(replica::Input),
+    /// What the replica put off.
+    Settle,
 }
 
 /// See the module.
 pub struct Replicated {
     lockd: Lockd,
     replica: Replica,
+    /// See [`Self::gather`].
+    gathers: bool,
 }
 
 impl Replicated {
@@ -100,7 +104,7 @@ impl Replicated {
     ) -> Result<Self, Unknown> {
         let table = decode_table(&saved.base.image.state)?;
         let lockd = Lockd::following(node, pid, table);
-        Ok(Self { lockd, replica: Replica::new(now, config, saved) })
+        Ok(Self { lockd, replica: Replica::new(now, config, saved), gathers: false })
     }
 
     /// What a new group begins with.
@@ -134,6 +138,21 @@ impl Replicated {
             Input::Change(change) => Work::Replica(replica::Input::Change(change)),
         };
         self.run(now, first, out)
+    }
+
+    /// Until [`Self::settle`], steps put off what replicas write and say: what clients ask for meanwhile becomes one write,
+    /// and one message to each other replica.
+    pub fn gather(&mut self) {
+        self.gathers = true;
+    }
+
+    /// Everything that steps put off since [`Self::gather`]. Outputs are to be carried out in order.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn settle(&mut self, now: Time, out: &mut Vec<Output>) -> Result<(), Unknown> {
+        self.gathers = false;
+        self.run(now, Work::Settle, out)
     }
 
     /// When to step again at the latest, if nothing else happens.
@@ -172,9 +191,14 @@ impl Replicated {
                         }
                     }
                 }
-                Work::Replica(input) => {
+                replica @ (Work::Replica(_) | Work::Settle) => {
                     let mut outputs = Vec::new();
-                    self.replica.step(now, input, &mut outputs);
+                    if let Work::Replica(input) = replica {
+                        self.replica.take_in(now, input, &mut outputs);
+                    }
+                    if !self.gathers {
+                        self.replica.settle(&mut outputs);
+                    }
                     for output in outputs {
                         self.on_replica(output, &mut work, out)?;
                     }

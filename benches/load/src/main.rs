@@ -133,7 +133,13 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Throughput { service: Service { system, addresses }, job, clients, seconds, ramp_seconds } => {
+        Command::Throughput {
+            service: Service { system, addresses },
+            job,
+            clients,
+            seconds,
+            ramp_seconds,
+        } => {
             let ramp = Duration::from_secs_f64(ramp_seconds);
             let plan = throughput::Plan { job, clients, ramp, length: Duration::from_secs_f64(seconds) };
             say(&match system {

@@ -58,7 +58,8 @@ impl Leader {
         let node = Name::new("mortal")?;
         let open = ToLockd::Open { session, secret, node, lease_ms, info: Vec::new() };
         for address in addresses.iter().cycle().take(ROUNDS_MAX * addresses.len()) {
-            let asked = Self::connect(*address).and_then(|mut leader| Ok((leader.ask(open.clone())?, leader)));
+            let asked =
+                Self::connect(*address).and_then(|mut leader| Ok((leader.ask(open.clone())?, leader)));
             if let Ok((FromLockd::Opened { .. }, leader)) = asked {
                 return Ok(leader);
             }
