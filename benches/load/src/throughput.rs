@@ -1,12 +1,12 @@
 //! Many clients, each in a closed loop: how many operations a second, and how long each takes.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::{Client, Job};
+use super::{Client, Job, now_us};
 
 /// What to do, and for how long.
 #[derive(Clone, Copy)]
@@ -47,15 +47,15 @@ pub(crate) async fn measure<C: Client>(addresses: &[SocketAddr], plan: Plan) -> 
     while let Some(connected) = connecting.join_next().await {
         clients.push(connected??);
     }
-    let from = Instant::now() + plan.ramp;
-    let to = from + plan.length;
+    let from_us = now_us() + micros(plan.ramp);
+    let to_us = from_us + micros(plan.length);
     let mut working = JoinSet::new();
     for client in clients {
-        working.spawn(work(client, plan.job, from, to));
+        working.spawn(work(client, plan.job, from_us, to_us));
     }
-    tokio::time::sleep_until(from.into()).await;
+    tokio::time::sleep(Duration::from_micros(from_us.saturating_sub(now_us()))).await;
     let cpu_before = cpu_us();
-    tokio::time::sleep_until(to.into()).await;
+    tokio::time::sleep(Duration::from_micros(to_us.saturating_sub(now_us()))).await;
     let cpu = cpu_us() - cpu_before;
     let mut taken_us = Vec::new();
     while let Some(done) = working.join_next().await {
@@ -76,19 +76,23 @@ pub(crate) async fn measure<C: Client>(addresses: &[SocketAddr], plan: Plan) -> 
 }
 
 /// What each piece of work took that ended in time, microseconds.
-async fn work<C: Client>(mut client: C, job: Job, from: Instant, to: Instant) -> anyhow::Result<Vec<u64>> {
+async fn work<C: Client>(mut client: C, job: Job, from_us: u64, to_us: u64) -> anyhow::Result<Vec<u64>> {
     let mut taken_us = Vec::new();
     loop {
-        let began = Instant::now();
-        if began >= to {
+        let began_us = now_us();
+        if began_us >= to_us {
             return Ok(taken_us);
         }
         client.work(job).await?;
-        let ended = Instant::now();
-        if (from..to).contains(&ended) {
-            taken_us.push(u64::try_from((ended - began).as_micros())?);
+        let ended_us = now_us();
+        if (from_us..to_us).contains(&ended_us) {
+            taken_us.push(ended_us - began_us);
         }
     }
+}
+
+fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).expect("a measurement of this age")
 }
 
 /// Processor time that this process took, microseconds.
