@@ -230,6 +230,7 @@ impl Session {
                 let (members, term) = (self.mirror.members(), self.mirror.term());
                 self.say(FromLockd::Status(LockdStatus { node, pid: 0, members, term }), out);
             }
+            ToLockd::Group(_) => out.push(Output::Drop("there is no group of lockds here")),
             ToLockd::Operate { .. } | ToLockd::Status | ToLockd::Close => self.repeat_the_end(out),
         }
     }
