@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use anyhow::bail;
 use csnap_proto::LockId;
-use csnap_proto::message::lock::{Fenced, LockOp, LockReply, LockRow, Mode, ResourceView, ValueBlock};
+use csnap_proto::message::lock::{
+    Fenced, ListedLock, LockOp, LockReply, LockRow, Mode, ResourceView, ValueBlock,
+};
 use serde_json::{Value, json};
 
 use super::bytes::{self, quoted, shown};
@@ -15,21 +17,7 @@ use crate::output;
 /// `csnap lock list`
 pub(super) async fn list(lockds: &[SocketAddr], json: bool, orphans: bool) -> anyhow::Result<()> {
     let session = Session::open(lockds, "lock list", LEASE).await?;
-    let asking = async {
-        let mut all = Vec::new();
-        loop {
-            let after =
-                all.last().map_or(LockId(0), |last: &csnap_proto::message::lock::ListedLock| last.row.lock);
-            let reply = session.ask(LockOp::Locks { after, orphans }).await?;
-            let LockReply::Locks { locks, more } = reply else { return Err(unexpected(&reply)) };
-            let over = !more || locks.is_empty();
-            all.extend(locks);
-            if over {
-                return anyhow::Ok((all, Who::ask(&session).await?));
-            }
-        }
-    };
-    let asked = asking.await;
+    let asked = every_lock(&session, orphans).await;
     session.close().await;
     let (locks, who) = asked?;
     if json {
@@ -40,18 +28,27 @@ pub(super) async fn list(lockds: &[SocketAddr], json: bool, orphans: bool) -> an
         });
         return output::json(&listed.collect());
     }
-    let row = |row: &LockRow| {
-        let [mode, wanted] = [row.mode, row.wanted].map(|mode| mode.map_or("-".to_owned(), mode_name));
-        [row.lock.to_string(), mode, wanted, row.term.to_string(), who.name(&row.holder)]
+    let mode = |mode: Option<Mode>| mode.map_or("-".to_owned(), mode_name);
+    let row = |ListedLock { resource, row, .. }: &ListedLock| {
+        let (lock, term, holder) = (row.lock.to_string(), row.term.to_string(), who.name(&row.holder));
+        vec![lock, shown(resource), mode(row.mode), mode(row.wanted), term, holder]
     };
-    let rows: Vec<Vec<String>> = locks
-        .iter()
-        .map(|listed| {
-            let [lock, mode, wanted, term, holder] = row(&listed.row);
-            vec![lock, shown(&listed.resource), mode, wanted, term, holder]
-        })
-        .collect();
+    let rows: Vec<_> = locks.iter().map(row).collect();
     output::print(&output::table(&["LOCK", "NAME", "MODE", "WANTED", "TERM", "HOLDER"], &rows))
+}
+
+async fn every_lock(session: &Session, orphans: bool) -> anyhow::Result<(Vec<ListedLock>, Who)> {
+    let mut all: Vec<ListedLock> = Vec::new();
+    loop {
+        let after = all.last().map_or(LockId(0), |last| last.row.lock);
+        let reply = session.ask(LockOp::Locks { after, orphans }).await?;
+        let LockReply::Locks { locks, more } = reply else { return Err(unexpected(&reply)) };
+        let over = !more || locks.is_empty();
+        all.extend(locks);
+        if over {
+            return Ok((all, Who::ask(session).await?));
+        }
+    }
 }
 
 /// `csnap lock show`

@@ -191,7 +191,7 @@ fn too_late(pairs: u64, new_tenure: fn(Duration, Time) -> Tenure) -> Vec<u64> {
 
 #[test]
 fn a_holder_has_stopped_before_its_lease_is_ended() {
-    assert_eq!(too_late(500, Tenure::new), []);
+    assert_eq!(too_late(5_000, Tenure::new), []);
 }
 
 #[cfg(feature = "canary")]
