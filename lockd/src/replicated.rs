@@ -210,7 +210,8 @@ impl Replicated {
     /// As [`Self::step`].
     pub fn settle(&mut self, now: Time, out: &mut Vec<Output>) -> Result<(), Unknown> {
         self.gathers = false;
-        self.run(now, Work::Settle, out)
+        self.run(now, Work::Settle, out)?;
+        self.serve_operator(now, out)
     }
 
     /// When to step again at the latest, if nothing else happens.

@@ -59,7 +59,10 @@ impl Replica {
         let last_promise =
             self.outstanding.iter().rev().find(|write| write.promise).map(|write| write.number);
         let last_write = self.outstanding.back().map(|write| write.number);
+        // That it is there says a follower while its disk is busy with entries, or a slow disk would depose the leader.
+        let (signs, after): (Vec<_>, Vec<_>) = after.into_iter().partition(is_sign_of_life);
         self.send_all(at_once, last_promise, out);
+        self.send_all(signs, last_promise, out);
         self.send_all(after, last_write, out);
         for entry in &committed {
             self.apply(entry, out);
@@ -197,6 +200,11 @@ impl Replica {
             self.waiting.drain(..count);
         }
     }
+}
+
+/// It says nothing of entries.
+fn is_sign_of_life(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgHeartbeatResponse
 }
 
 /// A command on its way into the log.
