@@ -231,6 +231,7 @@ impl Session {
                 self.say(FromLockd::Status(LockdStatus { node, pid: 0, members, term }), out);
             }
             ToLockd::Operate { .. } | ToLockd::Status | ToLockd::Close => self.repeat_the_end(out),
+            ToLockd::Group(_) => out.push(Output::Drop("etcd is no group of lockds")),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The lock service that the configuration names: lockd, or an etcd that plays it (feature `etcd`).
 
+use std::net::SocketAddr;
+
 use csnap_proto::message::lock::ToLockd;
 use csnap_proto::{Frame, Time};
 
@@ -27,9 +29,10 @@ impl Service {
         }
     }
 
-    pub(super) fn connect(&mut self, attempt: u64) {
+    /// `hint`: the address of the lockd that is said to lead; members of etcd pass on to theirs.
+    pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         match self {
-            Self::Lockd(link) => link.connect(attempt),
+            Self::Lockd(link) => link.connect(attempt, hint),
             #[cfg(feature = "etcd")]
             Self::Etcd(link) => link.connect(attempt),
         }
