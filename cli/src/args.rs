@@ -1,8 +1,8 @@
 //! The command line, as clap reads it. Names are fixed: users and scripts rely on them.
 
-mod lockd;
 pub(crate) mod kv;
 pub(crate) mod lock;
+mod lockd;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;

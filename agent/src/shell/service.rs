@@ -29,7 +29,7 @@ impl Service {
         }
     }
 
-    /// To any of them; of several lockds rather to the one at `hint`.
+    /// `hint`: the address of the lockd that is said to lead; members of etcd pass on to theirs.
     pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         match self {
             Self::Lockd(link) => link.connect(attempt, hint),

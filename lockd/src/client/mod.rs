@@ -42,9 +42,9 @@ pub mod elector;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;
+pub mod tenure;
 #[cfg(test)]
 mod tests;
-pub mod tenure;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
 pub use self::pending::{PENDING_MAX, Ticket};
