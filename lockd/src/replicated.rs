@@ -10,8 +10,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use csnap_proto::message::lock::{FromLockd, ToLockd};
-use csnap_proto::{Frame, Name, Time};
+use csnap_proto::{Caller, Frame, Name, Time};
 
+use crate::core::permission::Denied;
 use crate::core::table::{Command, Table};
 use crate::core::{self, ConnectionId, Lockd};
 use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig, ReplicaId, Saved, Write};
@@ -21,8 +22,8 @@ use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig,
 pub enum Input {
     /// Time passed.
     Tick,
-    /// A client's connection was accepted.
-    Opened(ConnectionId),
+    /// A client's connection was accepted, and the client proved to be this one.
+    Opened(ConnectionId, Caller),
     /// It broke, or the client closed it.
     Closed(ConnectionId),
     /// A frame of a client came.
@@ -55,6 +56,8 @@ pub enum Output {
     Send(ConnectionId, Frame<FromLockd>),
     /// Close a client's connection after what was sent to it; why, unless nothing is wrong.
     Close(ConnectionId, Option<String>),
+    /// A client asked for what it may not. For the log.
+    Denied(ConnectionId, Denied),
     /// This lockd leads from now on, in this term.
     Leads {
         /// It.
@@ -120,7 +123,7 @@ impl Replicated {
                 self.run(now, Work::Core(core::Input::Tick), out)?;
                 Work::Replica(replica::Input::Tick)
             }
-            Input::Opened(id) => Work::Core(core::Input::Opened(id)),
+            Input::Opened(id, caller) => Work::Core(core::Input::Opened(id, caller)),
             Input::Closed(id) => Work::Core(core::Input::Closed(id)),
             Input::Received(id, frame) => Work::Core(core::Input::Received(id, frame)),
             Input::Peer(message) => Work::Replica(replica::Input::Received(message)),
@@ -169,6 +172,7 @@ impl Replicated {
                             }
                             core::Output::Send(id, frame) => out.push(Output::Send(id, frame)),
                             core::Output::Close(id, why) => out.push(Output::Close(id, why)),
+                            core::Output::Denied(id, denied) => out.push(Output::Denied(id, denied)),
                         }
                     }
                 }

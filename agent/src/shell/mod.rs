@@ -18,9 +18,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
-use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
+use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity, Lockds};
 use csnap_proto::message::local::FromAgent;
-use csnap_proto::{InstanceId, RequestId, Secret, SessionId, Time};
+use csnap_proto::{Caller, InstanceId, RequestId, Role, Secret, SessionId, Time};
+use csnap_transport::Tls;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -74,6 +75,24 @@ fn draw() -> anyhow::Result<[u8; 16]> {
 
 fn draw_identity() -> anyhow::Result<Identity> {
     Ok(Identity { session: SessionId(draw()?), secret: Secret(draw()?) })
+}
+
+/// The lockds of this node's cluster: the one that is configured, or that was met first.
+fn lockds(config: &NodeConfig) -> anyhow::Result<Lockds> {
+    let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(anyhow::Error::msg)?;
+    if let Some(own) = tls.as_ref().map(Tls::own) {
+        let node = Caller { role: Role::Node, name: config.node.clone() };
+        anyhow::ensure!(
+            own.caller == node,
+            "the certificate in [tls] is for {}, and this is {node}",
+            own.caller
+        );
+    }
+    let lockds = Lockds::new(config.lockd.clone(), tls);
+    match config.cluster {
+        Some(cluster) => Ok(lockds.of(cluster)),
+        None => lockds.remembered_in(config.state.join("cluster")).map_err(anyhow::Error::msg),
+    }
 }
 
 /// Runs the node's agent until `shutdown`, then ends in an orderly way: the server drains, the lock is given back, the
@@ -150,7 +169,7 @@ impl Agent {
         Ok(Self {
             core,
             programs,
-            lockd: lockd::Link::new(config.lockd.clone(), events.clone()),
+            lockd: lockd::Link::new(lockds(config)?, events.clone()),
             children: process::Children::new(events.clone()),
             conns: BTreeMap::new(),
             next_conn: 0,

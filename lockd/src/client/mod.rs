@@ -36,9 +36,13 @@ mod core;
 pub mod election;
 #[cfg(feature = "shell")]
 pub mod elector;
+#[cfg(feature = "shell")]
+mod lockds;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
+#[cfg(feature = "shell")]
+pub use self::lockds::Lockds;
 pub use self::pending::{PENDING_MAX, Ticket};
