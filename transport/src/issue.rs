@@ -16,6 +16,9 @@ use time::OffsetDateTime;
 
 use super::pem;
 
+/// Longest common name that other programs take, bytes (RFC 5280, ub-common-name).
+const COMMON_NAME_BYTES_MAX: usize = 64;
+
 /// A certificate counts from so long before it is made: clocks of a cluster differ.
 const BEFORE_NOW: Duration = Duration::from_secs(3600);
 
@@ -161,6 +164,11 @@ impl Authority {
 }
 
 fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, String> {
+    if common_name.len() > COMMON_NAME_BYTES_MAX {
+        return Err(format!(
+            "{common_name:?} is too long for a certificate: it takes {COMMON_NAME_BYTES_MAX} bytes"
+        ));
+    }
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "csnap");

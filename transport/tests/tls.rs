@@ -194,6 +194,8 @@ fn a_renewed_certificate_is_for_the_same_key_and_hosts() {
     assert!(error.contains("it is of cluster prod"), "{error}");
     let error = ca.authority.issue(&principal("prod", Role::Node, "n1"), &["no host".into()], day());
     assert!(error.expect_err("refused").contains("neither the name of a host"));
+    let error = ca.authority.issue(&principal("prod", Role::Node, &"n".repeat(65)), &[], day());
+    assert!(error.expect_err("refused").contains("too long for a certificate"));
 }
 
 #[tokio::test]
