@@ -103,6 +103,37 @@ mod tests {
         assert_eq!(std::fs::read(&path).expect("still there"), b"x");
     }
 
+    /// Connects as another user, of this group; whether it got that far.
+    async fn connect_as_nobody(path: &Path, group: u32) -> bool {
+        const CONNECT: &str = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])";
+        let mut python = tokio::process::Command::new("python3");
+        python.args(["-c", CONNECT]).arg(path).uid(65534).gid(group).stderr(std::process::Stdio::null());
+        python.status().await.expect("python3 starts").success()
+    }
+
+    #[tokio::test]
+    async fn other_users_do_not_come_in() {
+        if !rustix::process::geteuid().is_root() {
+            println!("only root can be somebody else: not tested");
+            return;
+        }
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("is ours");
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let listener = listen(&path).expect("binds");
+        mode(dir.path(), 0o755);
+        assert!(!connect_as_nobody(&path, 65534).await, "the socket's mode keeps them out");
+        assert!(connect_as_nobody(&path, listener.group).await, "its group comes in");
+        listener.accept().await.expect("accepts").1.expect("of the group");
+        // Somebody opened it for everybody by mistake.
+        mode(&path, 0o666);
+        assert!(connect_as_nobody(&path, 65534).await);
+        let why = listener.accept().await.expect("accepts").1.expect_err("refused all the same");
+        assert!(why.contains("user 65534") && why.contains("neither root"), "{why}");
+    }
+
     #[test]
     fn groups_of_a_process_are_found() {
         let own = i32::try_from(std::process::id()).expect("small");
