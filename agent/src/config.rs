@@ -10,6 +10,7 @@ use csnap_transport::{Address, SOCKET_PATH_BYTES_MAX, TlsConfig, check_listen};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Failback;
+use crate::etcd::EtcdConfig;
 
 /// Highest priority: room for any scheme, short in a table.
 pub const PRIORITY_MAX: u32 = 1_000_000;
@@ -23,10 +24,14 @@ pub struct NodeConfig {
     /// Directory that all nodes share; absolute.
     pub pool: PathBuf,
     /// Where the lockds are: numeric addresses, or unix sockets of this machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lockd: Vec<Address>,
     /// Id of the lockds' cluster, 32 hexadecimal digits. Unless given, it is that of the first one met, and remembered.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
     pub cluster: Option<ClusterId>,
+    /// An etcd in place of lockd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdConfig>,
     /// The agent's unix socket; absolute.
     pub agent_sock: PathBuf,
     /// Directory for what the agent remembers over a restart; absolute, local to the node.
@@ -178,6 +183,7 @@ impl NodeConfig {
             pool,
             lockd: lockd.into_iter().map(Address::Tcp).collect(),
             cluster: None,
+            etcd: None,
             agent_sock: dir.join("agent.sock"),
             state: dir.join("state"),
             io: Io::default(),
@@ -234,8 +240,15 @@ impl NodeConfig {
             // It is published as it stands, and other nodes connect to it.
             return Err("server_listen must be an address of this node that every node reaches".to_owned());
         }
-        if self.lockd.is_empty() {
-            return Err("lockd needs at least one address".to_owned());
+        match (&self.etcd, self.lockd.is_empty()) {
+            (None, false) => {}
+            (Some(etcd), true) => etcd.check()?,
+            (None, true) => {
+                return Err("lockd needs at least one address, or there must be an [etcd]".to_owned());
+            }
+            (Some(_), false) => {
+                return Err("lockd and [etcd] are both there; keep the one that elects the server".to_owned());
+            }
         }
         self.tls.as_ref().map_or(Ok(()), TlsConfig::check)?;
         check_listen(self.tls.as_ref(), "lockd", self.lockd.iter().cloned())?;
@@ -294,6 +307,14 @@ mod tests {
         let config = parse(&format!("{GOOD}\n{more}")).expect("good");
         let text = toml::to_string(&config).expect("encodes");
         assert_eq!(parse(&text).expect("good"), config);
+        let etcd = EtcdConfig {
+            endpoints: vec![SocketAddr::from(([10, 0, 0, 1], 2379))],
+            prefix: "/csnap/a".to_owned(),
+        };
+        assert_eq!(etcd.key_prefix(), "/csnap/a/");
+        let config = NodeConfig { lockd: Vec::new(), etcd: Some(etcd), ..config };
+        let text = toml::to_string(&config).expect("encodes");
+        assert_eq!(parse(&text).expect("good"), config);
     }
 
     #[test]
@@ -322,6 +343,18 @@ mod tests {
             assert!(error.starts_with("agent.toml: ") && error.contains(key), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+        for (etcd, key) in [
+            ("[etcd]\nendpoints = []\nprefix = \"p\"", "etcd.endpoints"),
+            ("[etcd]\nendpoints = [\"10.0.0.1:2379\"]\nprefix = \"/\"", "etcd.prefix"),
+            ("[etcd]\nendpoints = [\"10.0.0.1:2379\"]", "prefix"),
+            ("", "lockd"),
+        ] {
+            let without = GOOD.replace("lockd = [\"127.0.0.1:7000\"]", "");
+            let error = parse(&format!("{without}\n{etcd}")).expect_err(etcd).to_string();
+            assert!(error.contains(key) && error.lines().count() == 1, "{error}");
+        }
+        let both = format!("{GOOD}\n[etcd]\nendpoints = [\"10.0.0.1:2379\"]\nprefix = \"p\"");
+        assert!(parse(&both).expect_err("both").to_string().contains("both there"));
         let name = GOOD.replace("\"n1\"", "\"a/b\"");
         assert!(parse(&name).expect_err("name").to_string().contains("a name starts with"));
         let relative = GOOD.replace("/srv/pool", "pool");

@@ -1,5 +1,6 @@
 //! The connection to lockd: made, fed and dropped as the client core says.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -41,13 +42,14 @@ impl Link {
         Self { lockds, events, current: None, last_error: Arc::default() }
     }
 
-    pub(super) fn connect(&mut self, attempt: u64) {
+    /// To any lockd, rather to the one at `hint`.
+    pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         self.drop_current();
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
         let (lockds, events, last_error) =
             (self.lockds.clone(), self.events.clone(), self.last_error.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = converse(&lockds, attempt, queue, &events).await {
+            if let Err(error) = converse(&lockds, attempt, hint, queue, &events).await {
                 let error = error.to_string();
                 let mut last = last_error.lock().unwrap_or_else(PoisonError::into_inner);
                 if *last != error {
@@ -86,10 +88,11 @@ impl Link {
 async fn converse(
     lockds: &Lockds,
     attempt: u64,
+    hint: Option<SocketAddr>,
     mut queue: mpsc::Receiver<Bytes>,
     events: &Events,
 ) -> anyhow::Result<()> {
-    let stream = lockds.connect_any(attempt).await.map_err(anyhow::Error::msg)?;
+    let stream = lockds.connect_any(attempt, hint).await.map_err(anyhow::Error::msg)?;
     let _ = events.send(Event::Input(Input::Lockd(ClientInput::Connected { attempt }))).await;
     let (mut reader, mut writer) = stream.into_split();
     let read = async {

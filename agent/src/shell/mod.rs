@@ -5,9 +5,12 @@
 //! are numeric, and were read at start.
 
 mod declare;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod lockd;
 mod process;
 mod server;
+mod service;
 mod socket;
 mod state;
 
@@ -18,10 +21,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
-use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity, Lockds};
+use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
 use csnap_proto::message::local::FromAgent;
-use csnap_proto::{Caller, InstanceId, RequestId, Role, Secret, SessionId, Time};
-use csnap_transport::Tls;
+use csnap_proto::{InstanceId, RequestId, Secret, SessionId, Time};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -44,6 +46,12 @@ pub struct Programs {
 /// What a task reports.
 enum Event {
     Input(Input),
+    /// From the connection of an attempt, if it has to do with one.
+    #[cfg(feature = "etcd")]
+    Etcd {
+        attempt: Option<u64>,
+        input: crate::etcd::Input,
+    },
     Accepted(UnixStream),
     Connected {
         ticket: Ticket,
@@ -77,24 +85,6 @@ fn draw_identity() -> anyhow::Result<Identity> {
     Ok(Identity { session: SessionId(draw()?), secret: Secret(draw()?) })
 }
 
-/// The lockds of this node's cluster: the one that is configured, or that was met first.
-fn lockds(config: &NodeConfig) -> anyhow::Result<Lockds> {
-    let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(anyhow::Error::msg)?;
-    if let Some(own) = tls.as_ref().map(Tls::own) {
-        let node = Caller { role: Role::Node, name: config.node.clone() };
-        anyhow::ensure!(
-            own.caller == node,
-            "the certificate in [tls] is for {}, and this is {node}",
-            own.caller
-        );
-    }
-    let lockds = Lockds::new(config.lockd.clone(), tls);
-    match config.cluster {
-        Some(cluster) => Ok(lockds.of(cluster)),
-        None => lockds.remembered_in(config.state.join("cluster")).map_err(anyhow::Error::msg),
-    }
-}
-
 /// Runs the node's agent until `shutdown`, then ends in an orderly way: the server drains, the lock is given back, the
 /// exporter stays. Fails when another agent runs on the same state, or the socket cannot be had.
 pub async fn run(
@@ -108,7 +98,8 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let mut asked_to_stop = false;
     while !agent.stopped {
-        let deadline = agent.core.next_deadline().unwrap_or(Time(u64::MAX));
+        let deadlines = [agent.core.next_deadline(), agent.lockd.next_deadline()];
+        let deadline = deadlines.into_iter().flatten().min().unwrap_or(Time(u64::MAX));
         let wait = deadline.since(now()).min(Duration::from_secs(3600));
         tokio::select! {
             biased;
@@ -118,7 +109,10 @@ pub async fn run(
                 info!("stopping");
                 agent.turn(Input::Stop)?;
             }
-            () = tokio::time::sleep(wait) => agent.turn(Input::Tick)?,
+            () = tokio::time::sleep(wait) => {
+                agent.lockd.tick();
+                agent.turn(Input::Tick)?;
+            }
         }
     }
     agent.saver.flush().await;
@@ -130,7 +124,7 @@ struct Agent {
     core: AgentCore,
     events: Events,
     programs: Programs,
-    lockd: lockd::Link,
+    lockd: service::Service,
     children: process::Children,
     conns: BTreeMap<ConnId, socket::Connection>,
     next_conn: u64,
@@ -143,6 +137,7 @@ struct Agent {
 
 impl Agent {
     fn start(config: &NodeConfig, programs: Programs, events: Events) -> anyhow::Result<Self> {
+        let service = service::Service::new(config, events.clone())?;
         let (saver, saved, same_boot) = state::Saver::open(&config.state)?;
         socket::listen(&config.agent_sock, events.clone())
             .with_context(|| format!("cannot listen on {}", config.agent_sock.display()))?;
@@ -160,8 +155,11 @@ impl Agent {
             },
             pool: pool.clone(),
         };
-        let client =
-            ClientConfig { node: config.node.clone(), lease_ms: config.lease_ms, renew_ms: config.renew_ms };
+        let lease_ms = match &config.etcd {
+            Some(_) => crate::etcd::lease_ms(config.lease_ms),
+            None => config.lease_ms,
+        };
+        let client = ClientConfig { node: config.node.clone(), lease_ms, renew_ms: config.renew_ms };
         let is_alive = |process| same_boot && process::is_alive(process);
         let core = AgentCore::new(now(), core, client, draw_identity()?, saved, is_alive);
         let instance = InstanceId(draw()?);
@@ -169,7 +167,7 @@ impl Agent {
         Ok(Self {
             core,
             programs,
-            lockd: lockd::Link::new(lockds(config)?, events.clone()),
+            lockd: service,
             children: process::Children::new(events.clone()),
             conns: BTreeMap::new(),
             next_conn: 0,
@@ -189,6 +187,11 @@ impl Agent {
                 self.turn(Input::Gone { conn })
             }
             Event::Input(input) => self.turn(input),
+            #[cfg(feature = "etcd")]
+            Event::Etcd { attempt, input } => {
+                self.lockd.on_etcd(attempt, input);
+                self.settle(VecDeque::new())
+            }
             Event::Accepted(stream) => self.on_accepted(stream),
             Event::Connected { ticket, stream } => {
                 self.sockets.insert(ticket, stream);
@@ -217,12 +220,18 @@ impl Agent {
 
     /// One step, and those that its outputs bring about at once.
     fn turn(&mut self, input: Input) -> anyhow::Result<()> {
-        let mut inputs = VecDeque::from([input]);
+        self.settle(VecDeque::from([input]))
+    }
+
+    /// In the order in which they came about: what the lock service said first is heard first.
+    fn settle(&mut self, mut inputs: VecDeque<Input>) -> anyhow::Result<()> {
         let mut outputs = Vec::new();
+        inputs.extend(self.lockd.take_inputs());
         while let Some(input) = inputs.pop_front() {
             self.core.step(now(), input, &mut outputs);
             for output in outputs.drain(..) {
                 inputs.extend(self.carry_out(output)?);
+                inputs.extend(self.lockd.take_inputs());
             }
         }
         Ok(())
@@ -266,10 +275,10 @@ impl Agent {
 
     fn pass_to_lockd(&mut self, output: ClientOutput) -> Option<Input> {
         match output {
-            ClientOutput::Connect { attempt } => self.lockd.connect(attempt),
+            ClientOutput::Connect { attempt } => self.lockd.connect(attempt, self.core.lockd_hint()),
             ClientOutput::Disconnect { attempt } => self.lockd.disconnect(attempt),
             ClientOutput::Send { attempt, frame } => {
-                if !self.lockd.send(attempt, &frame) {
+                if !self.lockd.send(attempt, frame) {
                     return Some(Input::Lockd(ClientInput::Disconnected { attempt }));
                 }
             }

@@ -4,6 +4,7 @@ mod attach;
 pub(crate) mod cert;
 mod check;
 mod import;
+pub(crate) mod lockd;
 mod node;
 mod pool;
 mod server;
@@ -17,7 +18,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::args::{Command, ServerUse};
+use crate::args::{Command, LockdUse, ServerUse};
 
 /// Runs a command other than `up` and the daemons.
 pub(crate) fn run(dir: &Path, json: bool, command: Command) -> anyhow::Result<()> {
@@ -47,13 +48,18 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
             Ok(ServerUse::Action(action)) => server::run(dir, json, action).await,
             Ok(ServerUse::Daemon(_)) | Err(_) => bail!("csnap server needs a command"),
         },
+        Command::Lockd(lockd) => match lockd.usage() {
+            Ok(LockdUse::Action(action)) => lockd::run(dir, json, action).await,
+            Ok(LockdUse::Daemon(_)) | Err(_) => bail!("csnap lockd needs a command"),
+        },
         Command::Status { watch } => status::run(dir, json, watch).await,
         Command::Check { pool, repair } => check::run(&pool, json, repair).await,
         Command::Clone { .. } => not_yet("clone"),
         Command::Diff { .. } => not_yet("diff"),
         Command::Attach { device: Some(_), .. } => not_yet("attach with a device"),
         Command::Detach { .. } => not_yet("detach"),
-        Command::Up(_) | Command::Lockd(_) | Command::Agent(_) | Command::Export(_) => {
+        Command::Lock(_) | Command::Kv(_) => bail!("it has a way of its own"),
+        Command::Up(_) | Command::Agent(_) | Command::Export(_) => {
             bail!("a daemon is not a command")
         }
     }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use csnap_proto::ClusterId;
+use csnap_proto::{Caller, ClusterId};
 use csnap_transport::{Address, Stream, Tls};
 use tracing::{info, warn};
 
-use crate::shell::greeting::greet_lockd;
+use crate::shell::greeting::{greet_any_lockd, greet_lockd};
 use crate::shell::socket::dial;
 
 /// An address that did not greet by then is passed over for the next: lockds are a local network apart, and one that is
@@ -77,16 +77,14 @@ impl Lockds {
         self.cluster.get().copied()
     }
 
-    /// The first of our cluster that can be reached, beginning with another one at each attempt. What can be read then is
-    /// frames.
+    /// The first of our cluster that can be reached: where the leader is said to be (`hint`), then all, another one first at
+    /// each attempt. What can be read then is frames.
     ///
     /// # Errors
     /// One line that says why for each address.
-    pub async fn connect_any(&self, attempt: u64) -> Result<Stream, String> {
-        let count = self.addresses.len();
-        let first = usize::try_from(attempt % count.max(1) as u64).expect("below a count");
+    pub async fn connect_any(&self, attempt: u64, hint: Option<SocketAddr>) -> Result<Stream, String> {
         let mut errors = Vec::new();
-        for address in self.addresses.iter().cycle().skip(first).take(count) {
+        for address in &self.in_order(attempt, hint) {
             let reached = tokio::time::timeout(REACH_WITHIN, self.reach(address)).await;
             match reached.unwrap_or_else(|_| Err("it does not answer in time".to_owned())) {
                 Ok(stream) => return Ok(stream),
@@ -96,6 +94,36 @@ impl Lockds {
         // The same for the same errors, whichever address was tried first.
         errors.sort_unstable();
         Err(if errors.is_empty() { "no address of a lockd is given".to_owned() } else { errors.join("; ") })
+    }
+
+    /// A lockd that is asked about itself. It may belong to no cluster yet.
+    ///
+    /// # Errors
+    /// One line that says why not.
+    pub async fn connect_to(&self, address: &Address) -> Result<Stream, String> {
+        let mut stream = dial(address, self.tls.as_ref()).await?;
+        greet_any_lockd(&mut stream, self.cluster()).await?;
+        Ok(stream)
+    }
+
+    /// Who we are to them, by our certificate.
+    #[must_use]
+    pub fn caller(&self) -> Option<Caller> {
+        self.tls.as_ref().map(|tls| tls.own().caller)
+    }
+
+    /// Where they are.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    fn in_order(&self, attempt: u64, hint: Option<SocketAddr>) -> Vec<Address> {
+        let (count, hint) = (self.addresses.len(), hint.map(Address::Tcp));
+        let first = usize::try_from(attempt % count.max(1) as u64).expect("below a count");
+        let all = self.addresses.iter().cycle().skip(first).take(count);
+        let others = all.filter(|address| Some(*address) != hint.as_ref()).cloned();
+        hint.iter().cloned().chain(others).collect()
     }
 
     async fn reach(&self, address: &Address) -> Result<Stream, String> {
@@ -159,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn other_machines_are_not_spoken_to_without_certificates() {
         let lockds = Lockds::from(vec![SocketAddr::from(([192, 0, 2, 1], 7))]);
-        let error = lockds.connect_any(0).await.expect_err("refused");
+        let error = lockds.connect_any(0, None).await.expect_err("refused");
         assert_eq!(error, "lockd at 192.0.2.1:7: other machines are reached only with a [tls]");
     }
 }

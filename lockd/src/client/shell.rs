@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,11 +14,11 @@ use csnap_proto::message::lock::{FromLockd, LockOp, LockReply};
 use csnap_proto::{Frame, Time};
 use csnap_transport::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::debug;
 
 use super::{ClientEvent, ClientInput, ClientOutput, LockClient, Lockds, Ticket};
-use crate::shell::socket::now;
+pub use crate::shell::socket::now;
 
 /// Events that the owner has not taken; beyond, the task waits for it, and the lease may run out.
 const EVENTS_MAX: usize = 4096;
@@ -40,21 +41,24 @@ pub struct SessionOver;
 #[derive(Clone)]
 pub struct LockSession {
     requests: mpsc::Sender<Request>,
+    confirmed: watch::Receiver<Option<Time>>,
 }
 
 impl LockSession {
-    /// Keeps `client`'s session with any of `lockds`: addresses, or [`Lockds`] with certificates. Answers to [`Self::operate`] go to their askers,
+    /// Keeps `client`'s session with any of `lockds` (addresses, or [`Lockds`] with certificates), or with whom those say
+    /// leads; bound by its lease. Answers to [`Self::operate`] go to their askers,
     /// everything else to the receiver.
     #[must_use]
     pub fn spawn(client: LockClient, lockds: impl Into<Lockds>) -> (Self, mpsc::Receiver<ClientEvent>) {
         let (requests, asked) = mpsc::channel(super::PENDING_MAX / 2);
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let (link_events, link) = mpsc::channel(EVENTS_MAX);
-        let waiting = BTreeMap::new();
+        let (confirmations, confirmed) = watch::channel(None);
+        let (client, waiting) = (client.bound_by_lease(), BTreeMap::new());
         let lockds = lockds.into();
-        let keeper = Keeper { client, lockds, events, link_events, current: None, waiting };
+        let keeper = Keeper { client, lockds, events, link_events, confirmations, current: None, waiting };
         tokio::spawn(keeper.keep(asked, link));
-        (Self { requests }, taken)
+        (Self { requests, confirmed }, taken)
     }
 
     /// Asks and waits for the answer, over as many connections as it takes.
@@ -70,6 +74,12 @@ impl LockSession {
     /// As [`LockClient::set_renewing`].
     pub async fn set_renewing(&self, renewing: bool) {
         let _ = self.requests.send(Request::SetRenewing(renewing)).await;
+    }
+
+    /// As [`LockClient::confirmed_at`], as it changes; what a holder counts its [`Tenure`](super::Tenure) from.
+    #[must_use]
+    pub fn confirmed(&self) -> watch::Receiver<Option<Time>> {
+        self.confirmed.clone()
     }
 
     /// As [`ClientInput::Close`].
@@ -90,6 +100,7 @@ struct Keeper {
     lockds: Lockds,
     events: mpsc::Sender<ClientEvent>,
     link_events: mpsc::Sender<ClientInput>,
+    confirmations: watch::Sender<Option<Time>>,
     current: Option<Current>,
     waiting: BTreeMap<Ticket, oneshot::Sender<LockReply>>,
 }
@@ -99,6 +110,10 @@ impl Keeper {
         let mut out = Vec::new();
         self.client.step(now(), ClientInput::Tick, &mut out);
         while self.carry_out(&mut out).await.is_some() && !self.client.is_over() {
+            self.confirmations.send_if_modified(|known| {
+                let confirmed = self.client.confirmed_at();
+                std::mem::replace(known, confirmed) != confirmed
+            });
             let deadline = self.client.next_deadline().unwrap_or(Time(u64::MAX));
             let wait = deadline.since(now()).min(Duration::from_secs(3600));
             tokio::select! {
@@ -131,7 +146,8 @@ impl Keeper {
             match output {
                 ClientOutput::Connect { attempt } => {
                     let (outgoing, queue) = mpsc::unbounded_channel();
-                    let task = converse(self.lockds.clone(), attempt, queue, self.link_events.clone());
+                    let (lockds, hint) = (self.lockds.clone(), self.client.hint());
+                    let task = converse(lockds, attempt, hint, queue, self.link_events.clone());
                     let task = tokio::spawn(task);
                     if let Some(older) = self.current.replace(Current { attempt, outgoing, task }) {
                         older.task.abort();
@@ -165,10 +181,11 @@ impl Keeper {
 async fn converse(
     lockds: Lockds,
     attempt: u64,
+    hint: Option<SocketAddr>,
     queue: mpsc::UnboundedReceiver<BytesMut>,
     events: mpsc::Sender<ClientInput>,
 ) {
-    match lockds.connect_any(attempt).await {
+    match lockds.connect_any(attempt, hint).await {
         Ok(stream) => {
             let _ = events.send(ClientInput::Connected { attempt }).await;
             // However it ends, the client is told the same.

@@ -24,6 +24,10 @@ pub(super) enum Role {
     Opening,
     /// Speaks for a session.
     Owner(SessionId),
+    /// Asked while nobody led; what it asked for is dropped, and it is told who leads as soon as that is known.
+    Held,
+    /// An operator's, being answered.
+    Waiting,
 }
 
 /// The open connections.
@@ -70,9 +74,33 @@ impl Connections {
         self.open.remove(&id)
     }
 
-    /// All of them.
-    pub(super) fn all(&self) -> Vec<ConnectionId> {
-        self.open.keys().copied().collect()
+    /// An operator's request is under way, or answered; whoever speaks for a session goes on to.
+    pub(super) fn set_waiting(&mut self, now: Time, id: ConnectionId, waits: bool) {
+        let until = now.after(Duration::from_millis(HANDSHAKE_MS_MAX));
+        match self.open.get_mut(&id) {
+            Some(role @ Role::Stranger { .. }) if waits => *role = Role::Waiting,
+            Some(role @ Role::Waiting) if !waits => *role = Role::Stranger { until },
+            _ => {}
+        }
+    }
+
+    /// Those who asked for a session. Operators are told by whoever answers them.
+    pub(super) fn asking(&self) -> Vec<ConnectionId> {
+        let asks = |role: &Role| matches!(role, Role::Opening | Role::Owner(_) | Role::Held);
+        self.open.iter().filter(|(_, role)| asks(role)).map(|(id, _)| *id).collect()
+    }
+
+    /// Everyone who asked for something waits for the next leader.
+    pub(super) fn hold_all(&mut self) {
+        for role in self.open.values_mut().filter(|role| matches!(role, Role::Opening | Role::Owner(_))) {
+            *role = Role::Held;
+        }
+    }
+
+    /// Those who wait for the next leader.
+    pub(super) fn held(&self) -> Vec<ConnectionId> {
+        let held = self.open.iter().filter(|(_, role)| matches!(role, Role::Held));
+        held.map(|(id, _)| *id).collect()
     }
 
     /// Strangers whose time is over.
@@ -85,7 +113,7 @@ impl Connections {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let deadlines = self.open.values().filter_map(|role| match role {
             Role::Stranger { until } => Some(*until),
-            Role::Opening | Role::Owner(_) => None,
+            Role::Opening | Role::Owner(_) | Role::Held | Role::Waiting => None,
         });
         deadlines.min()
     }

@@ -7,12 +7,15 @@
 //! Invariants:
 //! - commands are applied in the order in which they were appended, each once;
 //! - it serves only while it leads; a lockd that follows applies what the leader appended, tells nobody, and closes what
-//!   asks it anything but its status;
+//!   asks it anything but its status, saying who leads; while nobody does, it keeps what asks waiting for a moment;
 //! - nothing is done for a caller that the table of permissions does not let ask for it;
 //! - a session speaks through one connection, the last that proved its secret;
 //! - what is in flight is bounded: [`OPERATIONS_PER_SESSION_MAX`] operations a session, one Open a connection.
 
+// An address is a value; nothing is opened here.
+use ::core::net::SocketAddr;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, OPERATIONS_PER_SESSION_MAX};
@@ -24,8 +27,24 @@ use super::lease::{Due, Leases};
 use super::permission::{self, Denied, Request};
 use super::table::{Command, Effect, Missed, SessionView, Table};
 
+/// Why a client is sent away, for the log.
+const NOBODY_LEADS: &str = "no lockd leads at present";
+
 /// Events that an owner has seen are forgotten in batches of this many: each batch is a command.
 const EVENTS_FORGOTTEN_AT_ONCE: u64 = 64;
+
+/// Without a leader, those who ask wait this long for the next one before they are sent away: an election takes half of it.
+/// Sent away at once, they would come back again and again, and learn of it later.
+const LEADER_AWAITED_FOR: Duration = Duration::from_millis(600);
+
+/// Who leads in place of this lockd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// For people.
+    pub name: String,
+    /// Where clients find it, if that is known.
+    pub clients: Vec<SocketAddr>,
+}
 
 /// What happened.
 #[derive(Debug)]
@@ -51,8 +70,15 @@ pub enum Input {
     Leads,
     /// From now on another one leads, or nobody that is known. What was appended and is not durable may be lost or not.
     Follows {
-        /// Where the leader is found, for people.
-        leader: Option<String>,
+        /// Who.
+        leader: Option<Leader>,
+    },
+    /// A connection waits for something else than a session: nothing is asked of it while it does.
+    Waits {
+        /// Which.
+        connection: ConnectionId,
+        /// From now on, or no more.
+        waits: bool,
     },
 }
 
@@ -125,7 +151,9 @@ pub struct Lockd {
     node: Name,
     pid: u32,
     /// Follows, and then perhaps whom. It serves nobody then: only the leader knows what is true now.
-    follows: Option<Option<String>>,
+    follows: Option<Option<Leader>>,
+    /// While nobody leads: until when whoever asks is kept waiting for the next leader.
+    awaiting_leader: Option<Time>,
     table: Table,
     proposals: VecDeque<Proposal>,
     connections: Connections,
@@ -139,7 +167,7 @@ impl Lockd {
     #[must_use]
     pub fn new(now: Time, node: Name, pid: u32, table: Table) -> Self {
         let mut lockd = Self::following(node, pid, table);
-        lockd.lead(now);
+        lockd.lead(now, &mut Vec::new());
         lockd
     }
 
@@ -148,8 +176,19 @@ impl Lockd {
     pub fn following(node: Name, pid: u32, table: Table) -> Self {
         let (proposals, connections) = (VecDeque::new(), Connections::default());
         let (attendance, leases) = (BTreeMap::new(), Leases::default());
-        let broken = permission::Broken::NONE;
-        Self { node, pid, follows: Some(None), table, proposals, connections, attendance, leases, broken }
+        let (follows, awaiting_leader, broken) = (Some(None), None, permission::Broken::NONE);
+        Self {
+            node,
+            pid,
+            follows,
+            awaiting_leader,
+            table,
+            proposals,
+            connections,
+            attendance,
+            leases,
+            broken,
+        }
     }
 
     /// Breaks the rule of permissions.
@@ -183,8 +222,9 @@ impl Lockd {
                 assert!(self.follows.is_some(), "who leads has everything");
                 self.table = *table;
             }
-            Input::Leads => self.lead(now),
-            Input::Follows { leader } => self.follow(leader, out),
+            Input::Leads => self.lead(now, out),
+            Input::Follows { leader } => self.follow(now, leader, out),
+            Input::Waits { connection, waits } => self.connections.set_waiting(now, connection, waits),
         }
         self.on_time(now, out);
     }
@@ -192,7 +232,8 @@ impl Lockd {
     /// When to step again at the latest, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        self.leases.next_deadline().into_iter().chain(self.connections.next_deadline()).min()
+        let deadlines = [self.leases.next_deadline(), self.connections.next_deadline(), self.awaiting_leader];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Whether it serves.
@@ -214,10 +255,13 @@ impl Lockd {
     }
 
     /// Every session gets its full lease: the last leader may have renewed it a moment ago.
-    fn lead(&mut self, now: Time) {
-        if self.follows.take().is_none() {
+    fn lead(&mut self, now: Time, out: &mut Vec<Output>) {
+        if self.follows.is_none() {
             return;
         }
+        // What they asked for meanwhile was dropped; asked again, it is done.
+        self.send_held_away(out);
+        (self.follows, self.awaiting_leader) = (None, None);
         for (session, lease_ms) in self.table.leases() {
             self.leases.start(now, session, lease_ms);
             let view = self.table.view(session).expect("listed just now");
@@ -226,27 +270,57 @@ impl Lockd {
         }
     }
 
-    /// Owners look for the leader, and ask it again for what was not answered.
-    fn follow(&mut self, leader: Option<String>, out: &mut Vec<Output>) {
+    /// Owners look for the leader, and ask it again for what was not answered. While there is none they wait here.
+    fn follow(&mut self, now: Time, leader: Option<Leader>, out: &mut Vec<Output>) {
+        let lost = leader.is_none() && !matches!(self.follows, Some(None));
+        let known = leader.is_some();
         self.follows = Some(leader);
         self.proposals.clear();
         self.attendance.clear();
         self.leases = Leases::default();
-        for id in self.connections.all() {
+        if known {
+            self.awaiting_leader = None;
+            for id in self.connections.asking() {
+                self.redirect(id, out);
+            }
+        } else if lost {
+            self.awaiting_leader = Some(now.after(LEADER_AWAITED_FOR));
+            self.connections.hold_all();
+        }
+    }
+
+    /// Says who leads, and closes.
+    fn redirect(&mut self, id: ConnectionId, out: &mut Vec<Output>) {
+        let leader = self.follows.clone().flatten();
+        let why = leader
+            .as_ref()
+            .map_or_else(|| NOBODY_LEADS.into(), |leader| format!("the lockd at {} leads", leader.name));
+        let clients = leader.map(|leader| leader.clients).unwrap_or_default();
+        send(address(id, None), FromLockd::NotLeader { leader: clients }, out);
+        self.close(id, &why, out);
+    }
+
+    /// Whoever asks a lockd that does not lead.
+    fn turn_away(&mut self, id: ConnectionId, out: &mut Vec<Output>) {
+        if self.awaiting_leader.is_some() {
+            self.connections.set_role(id, Role::Held);
+        } else {
             self.redirect(id, out);
         }
     }
 
-    fn redirect(&mut self, id: ConnectionId, out: &mut Vec<Output>) {
-        let leader = self.follows.clone().flatten();
-        let why = leader
-            .map_or("no lockd leads at present".into(), |leader| format!("the lockd at {leader} leads"));
-        self.close(id, &why, out);
+    fn send_held_away(&mut self, out: &mut Vec<Output>) {
+        for id in self.connections.held() {
+            self.redirect(id, out);
+        }
     }
 
     fn on_time(&mut self, now: Time, out: &mut Vec<Output>) {
         for id in self.connections.overdue(now) {
             self.close(id, "did not say who it is in time", out);
+        }
+        if self.awaiting_leader.take_if(|until| now >= *until).is_some() {
+            self.send_held_away(out);
         }
         for due in self.leases.due(now) {
             let command = match due {
@@ -265,7 +339,11 @@ impl Lockd {
         match (self.connections.role(id), frame.message) {
             (None, _) => {}
             (Some(_), ToLockd::Status) => send(origin, FromLockd::Status(self.status()), out),
-            (Some(_), _) if self.follows.is_some() => self.redirect(id, out),
+            (Some(Role::Waiting), _) => {
+                self.close(id, "said something else while it was being answered", out)
+            }
+            (Some(_), _) if self.follows.is_some() => self.turn_away(id, out),
+            (Some(Role::Held), _) => unreachable!("who was held is sent away before this lockd leads"),
             (Some(Role::Stranger { .. }), ToLockd::Open { session, secret, node, lease_ms, info }) => {
                 let lease_ms = lease_ms.clamp(LEASE_MS_MIN, LEASE_MS_MAX);
                 self.connections.set_role(id, Role::Opening);
@@ -291,7 +369,8 @@ impl Lockd {
     }
 
     /// Whether whoever is there may not ask for it.
-    fn denied(&self, id: ConnectionId, message: &ToLockd) -> Option<Denied> {
+    #[must_use]
+    pub fn denied(&self, id: ConnectionId, message: &ToLockd) -> Option<Denied> {
         let caller = self.connections.caller(id)?;
         permission::check(caller, Request::of(caller, message), self.broken).err()
     }

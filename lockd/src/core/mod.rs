@@ -17,4 +17,4 @@ pub mod table;
 mod tests;
 
 pub use connection::{ConnectionId, LOCKD_CONNECTIONS_MAX};
-pub use lockd::{Input, Lockd, Output};
+pub use lockd::{Input, Leader, Lockd, Output};

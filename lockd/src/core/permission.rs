@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use csnap_proto::message::lock::{KeyOp, LockOp, ToLockd, Watched};
+use csnap_proto::message::lock::{GroupRequest, KeyOp, LockOp, ToLockd, Watched};
 use csnap_proto::{Caller, Role};
 
 /// Before the names of locks and keys that csnap's own daemons use.
@@ -51,6 +51,8 @@ pub enum Request {
     Watch,
     /// To see all locks.
     ListLocks,
+    /// To change the group of lockds, or who leads it.
+    ChangeGroup,
     /// To read keys.
     ReadKeys,
     /// To write or delete a key.
@@ -63,7 +65,7 @@ pub enum Request {
 
 impl Request {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Status,
         Self::Open,
         Self::OpenAsAnother,
@@ -76,6 +78,7 @@ impl Request {
         Self::Break,
         Self::Watch,
         Self::ListLocks,
+        Self::ChangeGroup,
         Self::ReadKeys,
         Self::WriteKeys,
         Self::WriteReservedKeys,
@@ -86,7 +89,10 @@ impl Request {
     #[must_use]
     pub fn of(caller: &Caller, message: &ToLockd) -> Self {
         match message {
-            ToLockd::Status => Self::Status,
+            ToLockd::Status | ToLockd::Group(GroupRequest::Show) => Self::Status,
+            ToLockd::Group(
+                GroupRequest::Move { .. } | GroupRequest::Add { .. } | GroupRequest::Remove { .. },
+            ) => Self::ChangeGroup,
             ToLockd::Open { node, .. } if *node != caller.name => Self::OpenAsAnother,
             ToLockd::Open { info, .. } if !info.is_empty() => Self::Describe,
             ToLockd::Open { .. } => Self::Open,
@@ -137,6 +143,7 @@ impl fmt::Display for Request {
             Self::Break => "break a lock",
             Self::Watch => "watch",
             Self::ListLocks => "list all locks",
+            Self::ChangeGroup => "change the group of lockds",
             Self::ReadKeys => "read keys",
             Self::WriteKeys => "write keys",
             Self::WriteReservedKeys => "write keys that begin with csnap/",
@@ -164,6 +171,7 @@ pub fn allows(role: Role, request: Request) -> bool {
                 | R::Break
                 | R::Watch
                 | R::ListLocks
+                | R::ChangeGroup
                 | R::ReadKeys
                 | R::WriteKeys
                 | R::WriteReservedKeys
@@ -222,7 +230,7 @@ pub fn check(caller: &Caller, request: Request, broken: Broken) -> Result<(), De
 
 #[cfg(test)]
 mod tests {
-    use csnap_proto::message::lock::{Expect, Flags, Mode, Owner, ValueChange};
+    use csnap_proto::message::lock::{Expect, Flags, Mode, Owner, ReplicaNumber, ValueChange};
     use csnap_proto::{EventNumber, LockId, Name, OwnerId, Secret, Sequence, SessionId};
 
     use super::*;
@@ -286,8 +294,15 @@ mod tests {
             secret: Secret([1; 16]),
             last_event: EventNumber(0),
         };
+        let replica = ReplicaNumber(1);
+        let (node, address) = (Name::new("n1").expect("a name"), ([127, 0, 0, 1], 1).into());
+        let add = GroupRequest::Add { replica, node, address };
         let mut messages = vec![
             (ToLockd::Status, Request::Status),
+            (ToLockd::Group(GroupRequest::Show), Request::Status),
+            (ToLockd::Group(GroupRequest::Move { to: replica }), Request::ChangeGroup),
+            (ToLockd::Group(GroupRequest::Remove { replica }), Request::ChangeGroup),
+            (ToLockd::Group(add), Request::ChangeGroup),
             (open("n1", b""), Request::Open),
             (open("n1", b"x"), Request::Describe),
             (open("n2", b""), Request::OpenAsAnother),
@@ -315,7 +330,7 @@ mod tests {
     }
 
     /// The table once more, as docs/lockd.md has it: lockd, node, operator, client.
-    const DOCUMENTED: [(Request, &str); 16] = [
+    const DOCUMENTED: [(Request, &str); 17] = [
         (Request::Status, "-yyy"),
         (Request::Open, "-yyy"),
         (Request::OpenAsAnother, "--y-"),
@@ -328,6 +343,7 @@ mod tests {
         (Request::Break, "--y-"),
         (Request::Watch, "-yyy"),
         (Request::ListLocks, "--y-"),
+        (Request::ChangeGroup, "--y-"),
         (Request::ReadKeys, "-yyy"),
         (Request::WriteKeys, "-yyy"),
         (Request::WriteReservedKeys, "-yy-"),

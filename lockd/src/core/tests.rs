@@ -5,6 +5,7 @@ mod chaos;
 mod conversation;
 mod permission;
 mod strangers;
+mod tenure;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -279,8 +279,10 @@ impl Replica {
     #[must_use]
     pub fn has_caught_up(&self, id: ReplicaId) -> bool {
         let last = self.raw.raft.raft_log.last_index();
+        // Behind a state that it was sent, it is only asked on with the next entry, which may be long in coming.
         let follows = |progress: &Progress| {
-            progress.state == ProgressState::Replicate && progress.matched + CAUGHT_UP_ENTRIES > last
+            let streams = progress.state == ProgressState::Replicate;
+            progress.matched == last || (streams && progress.matched + CAUGHT_UP_ENTRIES > last)
         };
         self.is_leader() && self.raw.raft.prs().get(id.0).is_some_and(follows)
     }

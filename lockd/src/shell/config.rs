@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::replica::MEMBERS_MAX;
 
-/// Most addresses to listen on: one a network.
-const LISTEN_MAX: usize = 16;
+/// Most addresses to listen on.
+const LISTEN_MAX: usize = csnap_proto::limits::LOCKD_ADDRESSES_MAX;
 
 /// Everything that a lockd is told. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

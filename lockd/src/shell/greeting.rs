@@ -83,6 +83,12 @@ pub(crate) async fn greet_lockd(stream: &mut Stream, known: Option<ClusterId>) -
     check_cluster(exchange(stream, known).await?, known)
 }
 
+/// Greets a lockd that may belong to no cluster yet.
+pub(crate) async fn greet_any_lockd(stream: &mut Stream, known: Option<ClusterId>) -> Result<(), String> {
+    let heard = exchange(stream, known).await?;
+    heard.map_or(Ok(()), |_| check_cluster(heard, known).map(drop))
+}
+
 async fn exchange(stream: &mut Stream, own: Option<ClusterId>) -> Result<Option<ClusterId>, String> {
     stream.write_all(&encode(own)).await.map_err(|error| explain(&error))?;
     stream.flush().await.map_err(|error| explain(&error))?;

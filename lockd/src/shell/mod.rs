@@ -13,6 +13,7 @@ pub(crate) mod greeting;
 #[cfg(test)]
 mod group_tests;
 mod hello;
+mod introduction;
 mod peers;
 mod places;
 pub(crate) mod socket;
@@ -21,7 +22,7 @@ mod tests;
 #[cfg(test)]
 mod tls_tests;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
@@ -44,14 +45,16 @@ pub use self::config::LockdConfig;
 use self::connection::Connection;
 use self::door::{Door, Guest, Listener};
 use self::hello::{Hello, founders_checksum};
-use self::peers::{Own, Peers, Seats};
+use self::introduction::Introduction;
+use self::peers::{Own, Peer, Peers, Seats};
 use self::socket::now;
 use crate::canary::Broken;
 use crate::core::ConnectionId;
 use crate::replica::{
-    Base, ClusterId, Forming, Heard, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write, Wrote,
+    Base, ClusterId, Forming, Heard, Members, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write,
+    Wrote,
 };
-use crate::replicated::{Input, Output, Replicated};
+use crate::replicated::{Contact, Input, Output, Replicated};
 use crate::store::{self, LOG_BYTES, StoreError, StoreOptions};
 
 /// Events that wait for the main loop; a connection that finds it full waits.
@@ -66,7 +69,7 @@ enum Event {
     Received(ConnectionId, Frame<ToLockd>),
     Closed(ConnectionId, Option<String>),
     /// A replica is reached at an address, or no more.
-    Peer(SocketAddr, Option<Heard>),
+    Peer(SocketAddr, Option<Peer>),
     /// A replica said something.
     Said(PeerMessage),
 }
@@ -125,12 +128,15 @@ impl Daemon {
         let mut daemon = Self::open(config).await?;
         if config.peers.is_empty() {
             daemon.elect().await?;
-        } else {
+        }
+        let listeners = listen(config)?;
+        let listens: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        daemon.introduce(&listens);
+        if !config.peers.is_empty() {
             daemon.meet_peers()?;
         }
         let mut addresses = String::new();
-        for listener in listen(config)? {
-            let address = listener.local_addr()?;
+        for (listener, address) in listeners.into_iter().zip(listens) {
             info!(
                 "lockd of {} listens on {address}, term {}",
                 config.node,
@@ -153,7 +159,7 @@ impl Daemon {
     fn let_in(&self, listener: Listener) {
         let (own, events) = (Rc::clone(&self.own), self.events.clone());
         let greet = async move |stream: &mut Stream, _: &_| {
-            greeting::greet_client(stream, own.get().heard.cluster).await
+            greeting::greet_client(stream, own.hello.get().heard.cluster).await
         };
         let take_in = async move |guest, ()| {
             // The daemon ends when nobody receives.
@@ -184,7 +190,9 @@ impl Daemon {
         let heard = Heard { id: saved.id, cluster: saved.base.cluster };
         let core = Replicated::new(now(), replica_config, config.node.clone(), std::process::id(), saved)
             .with_context(|| format!("lockd in {dir}"))?;
-        let own = Rc::new(Cell::new(Hello { heard, founders: founders_checksum(&config.peers) }));
+        let hello = Hello { heard, founders: founders_checksum(&config.peers) };
+        let presence = RefCell::new(core.presence().clone());
+        let own = Rc::new(Introduction { hello: Cell::new(hello), presence });
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let peers = Peers::new(Rc::clone(&own), tls.clone(), events.clone());
         Ok(Self {
@@ -218,11 +226,19 @@ impl Daemon {
         self.turn(Input::Tick)
     }
 
+    /// Where it is found, as far as others see it under the same address.
+    fn introduce(&mut self, listens: &[SocketAddr]) {
+        let clients = listens.iter().copied().filter(|address| !address.ip().is_unspecified()).collect();
+        self.core.set_addresses(clients, self.config.peer_listen);
+        self.own.presence.replace(self.core.presence().clone());
+    }
+
     /// A way to every replica that the configuration or the group names.
     fn keep_peers(&mut self) {
         self.seats.borrow_mut().0.set_members(self.core.replica().members().keys().copied());
-        let members = self.core.replica().members().values().filter_map(|member| member.address.parse().ok());
-        let all = members.chain(self.config.peers.iter().copied());
+        let members = self.core.replica().members().values();
+        let members = members.filter_map(|member| member.address.parse::<Contact>().ok());
+        let all = members.map(|contact| contact.address).chain(self.config.peers.iter().copied());
         let own = self.config.peer_listen;
         let others: Vec<SocketAddr> = all.filter(|address| Some(*address) != own).collect();
         if own.is_some() {
@@ -230,17 +246,32 @@ impl Daemon {
         }
     }
 
-    fn on_peer(&mut self, address: SocketAddr, heard: Option<Heard>) -> anyhow::Result<()> {
+    fn on_peer(&mut self, address: SocketAddr, peer: Option<Peer>) -> anyhow::Result<()> {
         if let Some((forming, _)) = &mut self.forming {
-            match heard {
-                Some(heard) => forming.on_heard(address, heard),
+            match &peer {
+                Some(peer) => forming.on_heard(address, peer.heard),
                 None => forming.on_lost(address),
             }
         }
-        match self.peers.on_peer(address, heard) {
-            Some(lost) if heard.is_none() => self.turn(Input::Unreachable(lost)),
-            _ => Ok(()),
+        let lost = self.peers.on_peer(address, peer.clone());
+        match (peer, lost) {
+            (Some(peer), _) => self.turn(Input::Reached(peer.heard.id, peer.presence)),
+            (None, Some(lost)) => self.turn(Input::Unreachable(lost)),
+            (None, None) => Ok(()),
         }
+    }
+
+    /// The founders by name: who is gone later can still be named.
+    fn named(&self, mut members: Members) -> Members {
+        for (id, member) in &mut members {
+            let present = self.peers.present();
+            let other = present.into_iter().find(|peer| peer.heard.id == *id);
+            let node = other.map_or_else(|| self.config.node.clone(), |peer| peer.presence.node);
+            if let Ok(address) = member.address.parse() {
+                member.address = Contact { node: Some(node), address }.to_string();
+            }
+        }
+        members
     }
 
     /// Founds the group once it is this replica's to do.
@@ -253,14 +284,19 @@ impl Daemon {
             return Ok(());
         };
         let (_, saved) = self.forming.take().expect("it has a group");
+        let named = self.named(members);
         let (log, (cluster, _)) = (self.log.as_mut().expect("looked at above"), random()?);
-        info!("founds a group of {} replicas", members.len());
-        let base = Base::founding(ClusterId(cluster), members, Replicated::first_state());
+        info!("founds a group of {} replicas", named.len());
+        let base = Base::founding(ClusterId(cluster), named, Replicated::first_state());
         let saved = log.found(&saved, base).await.context("cannot found the group")?;
-        let (node, pid) = (self.config.node.clone(), std::process::id());
-        self.core = Replicated::new(now(), self.replica_config, node, pid, saved)?;
+        let presence = self.core.presence().clone();
+        self.core = Replicated::new(now(), self.replica_config, presence.node, presence.pid, saved)?;
+        self.core.set_addresses(presence.clients, presence.peer);
         // Clients that were turned away know nothing of the one before.
         self.connections.clear();
+        for peer in self.peers.present() {
+            self.turn(Input::Reached(peer.heard.id, peer.presence))?;
+        }
         self.turn(Input::Tick)
     }
 
@@ -385,9 +421,9 @@ impl Daemon {
             }
         }
         let cluster = self.core.replica().cluster();
-        let hello = self.own.get();
+        let hello = self.own.hello.get();
         if hello.heard.cluster != cluster {
-            self.own.set(Hello { heard: Heard { cluster, ..hello.heard }, ..hello });
+            self.own.hello.set(Hello { heard: Heard { cluster, ..hello.heard }, ..hello });
         }
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! Connections between replicas: one a direction, so that who sends also connects. Messages may be lost; the replicas
 //! bear that. What a peer can make us hold is bounded.
 //!
-//! The port is for replicas alone: with TLS, whoever comes shows a certificate of role lockd. After both [`Hello`]s, the side
-//! that connected sends frames: a length (u32, little endian) and a message. The other
+//! The port is for replicas alone: with TLS, whoever comes shows a certificate of role lockd. After both [`Hello`]s and
+//! [`Presence`]s, the side that connected sends frames: a length (u32, little endian) and a message. The other
 //! side sends nothing more.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,10 +24,12 @@ use tracing::{info, warn};
 
 use super::door::{Door, Guest, Listener};
 use super::hello::{HELLO_BYTES, Hello};
+use super::introduction::{self, Introduction};
 use super::places::{Places, Seat};
 use super::{Event, Events, socket};
 use crate::core::permission::{self, Request};
 use crate::replica::{Heard, PeerMessage, ReplicaId, STATE_BYTES_MAX};
+use crate::replicated::Presence;
 
 /// Longest frame, bytes: the largest state, and its group.
 const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + (64 << 10);
@@ -49,13 +51,20 @@ const HELLO_WITHIN: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// What this replica says of itself; it may come to belong to a group.
-pub(super) type Own = Rc<Cell<Hello>>;
+pub(super) type Own = Rc<Introduction>;
+
+/// Who is at an address.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) heard: Heard,
+    pub(super) presence: Presence,
+}
 
 /// The way to one address, for as long as it lives.
 struct Link {
     outgoing: Rc<Outgoing>,
     /// Who is there, while it is reached.
-    id: Option<ReplicaId>,
+    peer: Option<Peer>,
     task: JoinHandle<()>,
 }
 
@@ -87,7 +96,8 @@ impl Peers {
     /// Keeps a way to each of these addresses, and to no other.
     pub(super) fn keep(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
         let mut old = std::mem::take(&mut self.links);
-        for address in addresses {
+        // One may be named twice, by the configuration and by the group.
+        for address in addresses.collect::<BTreeSet<_>>() {
             let link = old.remove(&address).unwrap_or_else(|| self.link(address));
             self.links.insert(address, link);
         }
@@ -98,18 +108,25 @@ impl Peers {
         let (own, events) = (Rc::clone(&self.own), self.events.clone());
         let task = stay_connected(address, own, self.tls.clone(), Rc::clone(&outgoing), events);
         let task = tokio::task::spawn_local(task);
-        Link { outgoing, id: None, task }
+        Link { outgoing, peer: None, task }
     }
 
     /// Somebody is reached at an address, or no more.
-    pub(super) fn on_peer(&mut self, address: SocketAddr, heard: Option<Heard>) -> Option<ReplicaId> {
+    pub(super) fn on_peer(&mut self, address: SocketAddr, peer: Option<Peer>) -> Option<ReplicaId> {
         let link = self.links.get_mut(&address)?;
-        std::mem::replace(&mut link.id, heard.map(|heard| heard.id))
+        let before = std::mem::replace(&mut link.peer, peer);
+        before.map(|peer| peer.heard.id)
+    }
+
+    /// Who is reached.
+    pub(super) fn present(&self) -> Vec<Peer> {
+        self.links.values().filter_map(|link| link.peer.clone()).collect()
     }
 
     /// Queues a message. `false` if its receiver is not reached, or does not keep up: then it is lost.
     pub(super) fn send(&self, message: &PeerMessage) -> bool {
-        let Some(link) = self.links.values().find(|link| link.id == Some(message.to)) else { return false };
+        let is_there = |link: &&Link| link.peer.as_ref().is_some_and(|peer| peer.heard.id == message.to);
+        let Some(link) = self.links.values().find(is_there) else { return false };
         let mut bytes = link.outgoing.bytes.borrow_mut();
         if bytes.len() > BACKLOG_BYTES_MAX {
             return false;
@@ -133,10 +150,10 @@ async fn stay_connected(
     let mut last_error = String::new();
     loop {
         let error = match reach(address, &own, tls.as_ref()).await {
-            Ok((stream, hello)) => {
+            Ok((stream, peer)) => {
                 outgoing.bytes.borrow_mut().clear();
                 info!("replica at {address} is reached");
-                if events.send(Event::Peer(address, Some(hello.heard))).await.is_err() {
+                if events.send(Event::Peer(address, Some(peer))).await.is_err() {
                     return;
                 }
                 let ended = send_all(stream, &outgoing).await;
@@ -155,24 +172,26 @@ async fn stay_connected(
     }
 }
 
-async fn reach(address: SocketAddr, own: &Own, tls: Option<&Tls>) -> anyhow::Result<(Stream, Hello)> {
+async fn reach(address: SocketAddr, own: &Own, tls: Option<&Tls>) -> anyhow::Result<(Stream, Peer)> {
     let greet = async {
         let mut stream = socket::dial(&address.into(), tls).await?;
-        let hello = greet(&mut stream, own).await?;
-        Ok((stream, hello))
+        let peer = greet(&mut stream, own).await?;
+        Ok((stream, peer))
     };
     let greeted: Result<_, String> =
         tokio::time::timeout(HELLO_WITHIN, greet).await.context("it does not answer")?;
     greeted.map_err(anyhow::Error::msg)
 }
 
-async fn greet(stream: &mut Stream, own: &Own) -> Result<Hello, String> {
+async fn greet(stream: &mut Stream, own: &Own) -> Result<Peer, String> {
     let explain = |error| csnap_transport::explain(&error);
-    stream.write_all(&own.get().encode()).await.map_err(explain)?;
+    stream.write_all(&own.hello.get().encode()).await.map_err(explain)?;
     stream.flush().await.map_err(explain)?;
     let mut bytes = [0; HELLO_BYTES];
     stream.read_exact(&mut bytes).await.map_err(explain)?;
-    Hello::decode(&bytes, &own.get())
+    let Hello { heard, .. } = Hello::decode(&bytes, &own.hello.get())?;
+    let presence = introduction::exchange(stream, own).await.map_err(|error| format!("{error:#}"))?;
+    Ok(Peer { heard, presence })
 }
 
 /// Until the connection breaks, or the other side ends it.
@@ -200,11 +219,11 @@ pub(super) async fn accept(listener: TcpListener, own: Own, tls: Option<Tls>, pl
         may_replicate(caller, stream)?;
         greet(stream, &own).await
     };
-    let take_in = async move |guest: Guest, hello: Hello| {
+    let take_in = async move |guest: Guest, peer: Peer| {
         let leave = Rc::new(Notify::new());
-        let seat = Seated::take(&places, hello.heard.id, &leave);
+        let seat = Seated::take(&places, peer.heard.id, &leave);
         let ended = tokio::select! {
-            ended = receive(guest.stream, hello, &events, &large) => ended,
+            ended = receive(guest.stream, peer, &events, &large) => ended,
             () = leave.notified() => Err(anyhow::anyhow!("another connection took its place")),
         };
         drop(seat);
@@ -255,7 +274,7 @@ impl Drop for Seated {
 
 async fn receive(
     mut stream: Stream,
-    hello: Hello,
+    peer: Peer,
     events: &Events,
     large: &Rc<Cell<bool>>,
 ) -> anyhow::Result<()> {
@@ -264,7 +283,7 @@ async fn receive(
     loop {
         while let Some(frame) = take_frame(&mut buffer)? {
             let message = PeerMessage::decode(&frame).map_err(anyhow::Error::msg)?;
-            if message.from != hello.heard.id {
+            if message.from != peer.heard.id {
                 bail!("it speaks for another replica");
             }
             if events.send(Event::Said(message)).await.is_err() {

@@ -19,7 +19,7 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 512;
 
 /// This machine's clock as cores know it: it also counts while the machine is suspended.
-pub(crate) fn now() -> Time {
+pub fn now() -> Time {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Time(seconds * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000)

@@ -193,10 +193,10 @@ fn a_client_opens_no_session_in_another_cluster() {
         let theirs = start(dirs[1].path()).await.expect("starts");
         let lockds = Lockds::from(vec![ours.address]);
         assert_eq!(lockds.cluster(), None);
-        lockds.connect_any(0).await.expect("the first contact");
+        lockds.connect_any(0, None).await.expect("the first contact");
         let cluster = lockds.cluster().expect("learned");
         let lockds = Lockds::from(vec![theirs.address]).of(cluster);
-        let error = lockds.connect_any(0).await.expect_err("refused");
+        let error = lockds.connect_any(0, None).await.expect_err("refused");
         assert!(error.contains("it belongs to cluster") && error.lines().count() == 1, "{error}");
         // Both addresses: the right one is found.
         let lockds = Lockds::from(vec![theirs.address, ours.address]).of(cluster);
@@ -231,7 +231,7 @@ fn a_unix_socket_is_a_way_in_for_this_machine_s_operators() {
 
 /// How many members a lockd tells of.
 pub(super) async fn members(lockds: &Lockds) -> usize {
-    let mut stream = lockds.connect_any(0).await.expect("it greets");
+    let mut stream = lockds.connect_any(0, None).await.expect("it greets");
     let mut bytes = bytes::BytesMut::new();
     let asks = Frame { id: RequestId(5), term: Term(0), message: ToLockd::Status };
     frame::encode(&asks, &mut bytes);
@@ -282,7 +282,7 @@ fn garbage_is_closed_and_a_good_client_does_not_notice() {
             }
         }
         let lockds = Lockds::from(vec![lockd.address]);
-        let mut stream = lockds.connect_any(0).await.expect("it greets");
+        let mut stream = lockds.connect_any(0, None).await.expect("it greets");
         stream.write_all(&status).await.expect("it reads");
         let mut buffer = bytes::BytesMut::new();
         let answer = loop {

@@ -85,7 +85,7 @@ fn client_of(n: u8, node: &str) -> LockClient {
 
 /// Why nobody gets in so.
 async fn refused(lockds: Lockds) -> String {
-    let error = lockds.connect_any(0).await.expect_err("refused");
+    let error = lockds.connect_any(0, None).await.expect_err("refused");
     assert_eq!(error.lines().count(), 1, "{error}");
     error
 }

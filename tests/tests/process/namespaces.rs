@@ -14,8 +14,8 @@ use super::writer::{Writer, summary};
 /// Namespaces and their addresses, 10.77.0.x.
 const HOSTS: [(&str, u32); 4] = [("n1", 1), ("n2", 2), ("n3", 3), ("lockd", 9)];
 
-/// Where lockd listens. Nothing else is in its namespace, so that no port is taken.
-const LOCKD: &str = "10.77.0.9:7000";
+/// Where the lockds listen, all in one namespace. Nothing else is there, so that no port is taken.
+const LOCKDS: [&str; 3] = ["10.77.0.9:7001", "10.77.0.9:7002", "10.77.0.9:7003"];
 
 /// Blocks that the guest writes: 4 MiB.
 const BLOCKS: u64 = 1024;
@@ -111,15 +111,18 @@ impl Nodes {
         // As long as it was: the file is whole blocks.
         edit(&data.join("pool/pool.toml"), &[("shared", "true ")]);
         cluster.csnap(&["cert", "ca", data.to_str().expect("UTF-8")]);
-        let lockd = data.join("lockd1/lockd.toml");
-        edit(&lockd, &[("listen", &format!("[\"{LOCKD}\"]"))]);
-        refused_without_a_certificate(&lockd);
-        append(&lockd, &cluster.csnap(&["cert", "lockd", "lockd1"]));
         let network = Network::new();
-        let mut daemons = vec![daemon("lockd", "lockd", &lockd)];
+        let mut daemons = Vec::new();
+        for (n, address) in (1..).zip(LOCKDS) {
+            let config = data.join(format!("lockd{n}/lockd.toml"));
+            edit(&config, &[("listen", &format!("[\"{address}\"]"))]);
+            refused_without_a_certificate(&config);
+            append(&config, &cluster.csnap(&["cert", "lockd", &format!("lockd{n}")]));
+            daemons.push(daemon("lockd", "lockd", &config));
+        }
         for (host, address) in &HOSTS[..3] {
             let config = data.join(host).join("agent.toml");
-            let (lockd, listen) = (format!("[\"{LOCKD}\"]"), format!("\"10.77.0.{address}:0\""));
+            let (lockd, listen) = (format!("{LOCKDS:?}"), format!("\"10.77.0.{address}:0\""));
             edit(&config, &[("lockd", &lockd), ("server_listen", &listen)]);
             append(&config, &cluster.csnap(&["cert", "node", host]));
             daemons.push(daemon(host, "agent", &config));
