@@ -95,6 +95,8 @@ pub struct Unknown(&'static str);
 enum Work {
     Core(core::Input),
     Replica(replica::Input),
+    /// What the replica put off.
+    Settle,
 }
 
 /// See the module.
@@ -106,6 +108,8 @@ pub struct Replicated {
     desk: Desk,
     /// The group changed: what a replica without entries is sent must name it, or it would not take it.
     wants_image: bool,
+    /// See [`Self::gather`].
+    gathers: bool,
 }
 
 impl Replicated {
@@ -125,7 +129,7 @@ impl Replicated {
         let lockd = Lockd::following(node, pid, table);
         let (reached, desk) = (Reached::default(), Desk::default());
         let replica = Replica::new(now, config, saved);
-        Ok(Self { lockd, replica, own, reached, desk, wants_image: false })
+        Ok(Self { lockd, replica, own, reached, desk, wants_image: false, gathers: false })
     }
 
     /// What a new group begins with.
@@ -197,6 +201,21 @@ impl Replicated {
         &self.own
     }
 
+    /// Until [`Self::settle`], steps put off what replicas write and say: what clients ask for meanwhile becomes one write,
+    /// and one message to each other replica.
+    pub fn gather(&mut self) {
+        self.gathers = true;
+    }
+
+    /// Everything that steps put off since [`Self::gather`]. Outputs are to be carried out in order.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn settle(&mut self, now: Time, out: &mut Vec<Output>) -> Result<(), Unknown> {
+        self.gathers = false;
+        self.run(now, Work::Settle, out)
+    }
+
     /// When to step again at the latest, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
@@ -235,9 +254,14 @@ impl Replicated {
                         }
                     }
                 }
-                Work::Replica(input) => {
+                replica @ (Work::Replica(_) | Work::Settle) => {
                     let mut outputs = Vec::new();
-                    self.replica.step(now, input, &mut outputs);
+                    if let Work::Replica(input) = replica {
+                        self.replica.take_in(now, input, &mut outputs);
+                    }
+                    if !self.gathers {
+                        self.replica.settle(&mut outputs);
+                    }
                     for output in outputs {
                         self.on_replica(output, &mut work, out)?;
                     }

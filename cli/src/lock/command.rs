@@ -113,7 +113,7 @@ impl Command {
 
     /// Returns when the command, or its guard, has ended. May be dropped at any time.
     pub(super) async fn ended(&self) -> anyhow::Result<()> {
-        self.ended.readable().await?;
+        let _ = self.ended.readable().await?;
         Ok(())
     }
 

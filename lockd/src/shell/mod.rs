@@ -315,6 +315,9 @@ impl Daemon {
             if self.forming.is_some() {
                 self.found().await?;
             }
+            if commit.is_none() && !self.waiting.is_empty() {
+                self.look_once_more().await?;
+            }
             if let Some(next) = self.next_commit()? {
                 commit = Some(next);
             }
@@ -332,10 +335,20 @@ impl Daemon {
                     commit = None;
                     self.committed(done)?;
                 }
-                event = self.inbox.recv() => self.on_event(event.expect("we hold a sender"))?,
+                event = self.inbox.recv() => self.on_events(event.expect("we hold a sender"))?,
                 // Last, so that renewals that were received are seen before a lease is judged.
                 () = tokio::time::sleep(wait) => self.turn(Input::Tick)?,
             }
+        }
+    }
+
+    /// What came while the last events were taken in belongs into the same write: the next one is a whole sync later. Takes
+    /// no time where nothing came.
+    async fn look_once_more(&mut self) -> anyhow::Result<()> {
+        tokio::task::yield_now().await;
+        match self.inbox.try_recv() {
+            Ok(event) => self.on_events(event),
+            Err(_) => Ok(()),
         }
     }
 
@@ -360,6 +373,20 @@ impl Daemon {
             warn!("cannot begin a new log and goes on with the old one while it lasts: {error}");
         }
         wrote.number.map_or(Ok(()), |number| self.turn(Input::Durable { number }))
+    }
+
+    /// This event and those that came with it: what they lead to is written and said together.
+    fn on_events(&mut self, first: Event) -> anyhow::Result<()> {
+        self.core.gather();
+        self.on_event(first)?;
+        for _ in 1..EVENTS_MAX {
+            let Ok(event) = self.inbox.try_recv() else { break };
+            self.on_event(event)?;
+        }
+        let mut outputs = Vec::new();
+        self.core.settle(now(), &mut outputs)?;
+        self.carry_out(outputs);
+        Ok(())
     }
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
@@ -388,6 +415,11 @@ impl Daemon {
     fn turn(&mut self, input: Input) -> anyhow::Result<()> {
         let mut outputs = Vec::new();
         self.core.step(now(), input, &mut outputs)?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
                 Output::Write(write) => self.waiting.push(write),
@@ -425,7 +457,6 @@ impl Daemon {
         if hello.heard.cluster != cluster {
             self.own.hello.set(Hello { heard: Heard { cluster, ..hello.heard }, ..hello });
         }
-        Ok(())
     }
 }
 
