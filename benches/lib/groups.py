@@ -27,7 +27,8 @@ class LockTools:
     @staticmethod
     def build_load(target, etcd):
         if etcd and not shutil.which("protoc"):
-            raise SystemExit("no protoc, which etcd's client is built with: apt-get install protobuf-compiler libprotobuf-dev, or use --no-etcd")
+            raise SystemExit("no protoc, which etcd's client is built with: apt-get install protobuf-compiler "
+                             "libprotobuf-dev, or use --no-etcd")
         build = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "csnap-load"]
         if subprocess.run(build + (["--features", "etcd"] if etcd else []), cwd=Path(__file__).parents[2]).returncode:
             raise SystemExit("the load generator does not build; see above")

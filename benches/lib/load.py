@@ -7,6 +7,7 @@ import threading
 import time
 
 LINE_SECONDS_MAX = 60
+RAMP_SECONDS = 0.3  # of throughput, not counted
 
 
 def boot_us():
@@ -17,7 +18,7 @@ def boot_us():
 def throughput(tools, group, job, clients, seconds):
     """One measurement; with the processor time of the group, microseconds a pair."""
     command = [tools.load, "throughput", "--system", group.system, "--addresses", ",".join(group.addresses),
-               "--job", job, "--clients", str(clients), "--seconds", str(seconds)]
+               "--job", job, "--clients", str(clients), "--seconds", str(seconds), "--ramp-seconds", str(RAMP_SECONDS)]
     before = group.cpu_seconds()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -29,9 +30,6 @@ def throughput(tools, group, job, clients, seconds):
     share = found["seconds"] / (found["seconds"] + RAMP_SECONDS)
     found["servers_us"] = (group.cpu_seconds() - before) * share / found["pairs"] * 1e6
     return found
-
-
-RAMP_SECONDS = 0.3
 
 
 class Lines:

@@ -88,7 +88,7 @@ class Nodes:
         self.wait_whole()
 
     def stop(self):
-        """Agents end in order, and their servers with them; exporters, which outlive their agents, by name of their pid."""
+        """Agents end by themselves, and their servers with them; exporters would outlive them."""
         status = self.status()
         exporters = [node["export_pid"] for node in (status or {"nodes": []})["nodes"] if node["export_pid"]]
         for agent in self.agents:

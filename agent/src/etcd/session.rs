@@ -3,6 +3,11 @@
 //! Connections come and go, the session stays: it is its lease and its `members/` key, found by the session's id. A
 //! connection begins with a read of every key, and what differs from what was known is told; from there on a watch tells
 //! every revision. A watch whose revisions were compacted away begins with such a read again.
+//!
+//! Here what comes in and how operations are brought on; `opening`: how a session begins and goes on; `news`: what changed.
+
+mod news;
+mod opening;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -11,10 +16,10 @@ use csnap_proto::limits::OPERATIONS_PER_SESSION_MAX;
 use csnap_proto::message::lock::{FromLockd, LockEvent, LockOp, LockReply, LockdStatus, ToLockd};
 use csnap_proto::{EventNumber, Frame, Name, RequestId, Sequence, SessionId, Term, Time};
 
-use super::call::{Answer, Call, Entry, LeaseId, Put, Revision, Txn};
-use super::canary::{Broken, Canary};
+use super::call::{Answer, Call, Entry, LeaseId, Revision};
+use super::canary::Broken;
 use super::goal::{Next, Scene, Standing, Writer};
-use super::keys::{self, Key, MemberRecord, TERM_MAX};
+use super::keys::TERM_MAX;
 use super::mirror::Mirror;
 
 /// Shortest lease, seconds: what etcd grants with its default election timeout of one second.
@@ -225,40 +230,9 @@ impl Session {
                 let (members, term) = (self.mirror.members(), self.mirror.term());
                 self.say(FromLockd::Status(LockdStatus { node, pid: 0, members, term }), out);
             }
+            ToLockd::Group(_) => out.push(Output::Drop("there is no group of lockds here")),
             ToLockd::Operate { .. } | ToLockd::Status | ToLockd::Close => self.repeat_the_end(out),
-            // An agent asks nothing of the group of lockds.
-            ToLockd::Group(_) => {}
         }
-    }
-
-    fn open(&mut self, now: Time, session: SessionId, who: (Name, u32, Vec<u8>), out: &mut Vec<Output>) {
-        if self.session != Some(session) {
-            // What an earlier session holds, its owner does not know any more.
-            self.call_for(now, Purpose::Farewell, Call::Revoke, out);
-            self.begin(session);
-        }
-        self.link = Link::Opening;
-        let lease_s = who.1;
-        self.opening = Some(who);
-        self.call_for(now, Purpose::Lease, |lease| Call::Grant(lease, lease_s), out);
-    }
-
-    /// Another session: of the one before only the term counts, and what is on its way on the connection.
-    fn begin(&mut self, session: SessionId) {
-        let expected = std::mem::take(&mut self.expected);
-        let (session, floor) = (Some(session), self.known_term());
-        *self = Self { session, floor, expected, ..Self::breaking(&self.resource, self.broken) };
-    }
-
-    fn resume(&mut self, now: Time, session: SessionId, last_event: EventNumber, out: &mut Vec<Output>) {
-        if matches!(self.link, Link::Over(_)) && self.session == Some(session) {
-            return self.repeat_the_end(out);
-        }
-        if self.session != Some(session) {
-            self.begin(session);
-        }
-        self.link = Link::Resuming(last_event);
-        self.ask(now, Purpose::Look, Call::Read, out);
     }
 
     fn renew(&mut self, now: Time, id: RequestId, out: &mut Vec<Output>) {
@@ -308,146 +282,6 @@ impl Session {
             }
             (Purpose::Close, Answer::Revoked) => self.say(FromLockd::Closed, out),
             _ => out.push(Output::Drop("an answer to something else")),
-        }
-    }
-
-    /// The lease is there: make its owner a member.
-    fn join(&mut self, now: Time, out: &mut Vec<Output>) {
-        let (Some(session), Some((node, _, info))) = (self.session, &self.opening) else { return };
-        let record = MemberRecord { node: node.clone(), info: info.clone() };
-        let put = Put { key: Key::Member(session), value: keys::encode(&record), leased: true };
-        let txn = Txn { puts: vec![put], ..Txn::default() };
-        self.call_for(now, Purpose::Member, |lease| Call::Txn(lease, txn), out);
-    }
-
-    /// The first look on a connection.
-    fn on_look(&mut self, now: Time, revision: Revision, entries: &[Entry], out: &mut Vec<Output>) {
-        if revision < self.mirror.revision && !self.broken.breaks(Canary::ResumeOverRestore) {
-            let went_back = "etcd's revisions went back: it was restored from a backup";
-            return self.end(now, went_back.to_owned(), out);
-        }
-        let first = self.mirror.revision == 0;
-        let found = match Mirror::read(revision, entries) {
-            Ok(found) => found,
-            Err(foreign) => return self.end(now, foreign.to_string(), out),
-        };
-        if self.session.is_none_or(|session| found.member(session).is_none()) {
-            return self.end(now, "its lease ended".to_owned(), out);
-        }
-        let before = std::mem::replace(&mut self.mirror, found);
-        if first {
-            let (mut standing, scene) = (Standing::default(), self.scene());
-            standing.find_writer(&scene);
-            self.standing = standing;
-        }
-        let seen = match std::mem::replace(&mut self.link, Link::Open) {
-            Link::Resuming(last_event) => last_event,
-            _ => EventNumber(0),
-        };
-        self.opened(seen, out);
-        self.tell_what_changed(&before, out);
-        out.push(Output::Call(Call::Watch(revision + 1)));
-        self.check_standing(now, out);
-    }
-
-    /// Says Opened, with everything that the client may have missed.
-    fn opened(&mut self, seen: EventNumber, out: &mut Vec<Output>) {
-        self.events = self.events.max(seen);
-        let locks = self.standing.locks(&self.resource);
-        let (last_event, last_sequence) = (self.events, self.answered);
-        self.say(FromLockd::Opened { locks, queued: Vec::new(), last_event, last_sequence }, out);
-        for (sequence, reply) in self.answers.clone() {
-            self.say(FromLockd::Answer { sequence, reply }, out);
-        }
-        if seen != self.events {
-            self.tell(LockEvent::Overrun, out);
-        }
-    }
-
-    fn on_news(&mut self, now: Time, news: News, out: &mut Vec<Output>) {
-        match news {
-            News::Kept(ttl_s) => {
-                let Some((id, sent_at)) = self.renewals.pop_front() else { return };
-                self.ttl_s = ttl_s.unwrap_or(self.ttl_s).max(1);
-                self.doubt_after(sent_at);
-                self.send(id, FromLockd::Renewed, out);
-            }
-            News::Gone => self.end(now, "its lease ended".to_owned(), out),
-            News::Changes(entries) if self.link == Link::Open => self.on_changes(now, &entries, out),
-            News::Compacted if self.link == Link::Open => {
-                self.rewatch = true;
-                self.ask(now, Purpose::Refresh, Call::Read, out);
-            }
-            News::Changes(_) | News::Compacted => {}
-        }
-    }
-
-    /// The watch goes on: a revision at a time, those that a read told already left out.
-    fn on_changes(&mut self, now: Time, entries: &[Entry], out: &mut Vec<Output>) {
-        for changed in entries.chunk_by(|a, b| a.written == b.written) {
-            let revision = changed[0].written;
-            if revision <= self.mirror.revision {
-                continue;
-            }
-            let before = self.mirror.clone();
-            self.mirror.revision = revision;
-            if let Err(foreign) = changed.iter().try_for_each(|entry| self.mirror.take_in(entry)) {
-                return self.end(now, foreign.to_string(), out);
-            }
-            self.tell_what_changed(&before, out);
-        }
-        self.check_standing(now, out);
-        self.release_stray();
-    }
-
-    fn catch_up(&mut self, now: Time, revision: Revision, entries: &[Entry], out: &mut Vec<Output>) {
-        match Mirror::read(revision, entries) {
-            Ok(found) => {
-                let before = std::mem::replace(&mut self.mirror, found);
-                self.tell_what_changed(&before, out);
-                self.check_standing(now, out);
-                self.release_stray();
-            }
-            Err(foreign) => self.end(now, foreign.to_string(), out),
-        }
-    }
-
-    fn tell_what_changed(&mut self, before: &Mirror, out: &mut Vec<Output>) {
-        if self.standing.watches_members {
-            for event in self.mirror.member_news(before) {
-                self.tell(event, out);
-            }
-        }
-        if self.standing.watches_value
-            && let Some(event) = self.mirror.value_news(before, &self.resource)
-        {
-            self.tell(event, out);
-        }
-    }
-
-    /// Ends the session if what it stands on is gone.
-    fn check_standing(&mut self, now: Time, out: &mut Vec<Output>) {
-        let closing = self.expected.iter().any(|(purpose, _)| *purpose == Purpose::Close);
-        let Some(session) = self.session.filter(|_| self.link == Link::Open && !closing) else { return };
-        let is_unlock = |goal: &Goal| matches!(goal, Goal::Asked(_, LockOp::Unlock { .. }));
-        let taken = self.standing.writer.is_some_and(|writer| !self.mirror.is_held(writer.created));
-        if self.mirror.member(session).is_none() {
-            self.end(now, "its lease ended".to_owned(), out);
-        } else if taken && !self.goals.iter().any(is_unlock) {
-            self.end(now, "the server lock was taken from it".to_owned(), out);
-        }
-    }
-
-    /// Gives back a lock that is ours and that nobody waits for: an attempt to take it that arrived late.
-    fn release_stray(&mut self) {
-        let is_take = |goal: &Goal| matches!(goal, Goal::Asked(_, LockOp::Convert { .. }) | Goal::Release(_));
-        let ours = self.mirror.lock.as_ref().filter(|lock| Some(lock.record.session) == self.session);
-        if let Some(lock) = ours
-            && self.link == Link::Open
-            && self.standing.writer.is_none()
-            && !self.goals.iter().any(is_take)
-        {
-            self.goals.push_front(Goal::Release(lock.created));
         }
     }
 

@@ -54,7 +54,8 @@ impl Link {
         let (calls, queues) = calls::queues();
         let (endpoints, prefix, events) = (self.endpoints.clone(), self.prefix.clone(), self.events.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = calls::converse(&endpoints, &prefix, attempt, queues, &events).await {
+            let conversation = Box::pin(calls::converse(&endpoints, &prefix, attempt, queues, &events));
+            if let Err(error) = conversation.await {
                 debug!("etcd: {error:#}");
             }
             let input = etcd::Input::Disconnected;

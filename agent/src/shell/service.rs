@@ -31,7 +31,7 @@ impl Service {
         }
     }
 
-    /// To any lockd, rather to the one at `hint`.
+    /// To any of them; of several lockds rather to the one at `hint`.
     pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         match self {
             Self::Lockd(link) => link.connect(attempt, hint),

@@ -53,3 +53,5 @@ pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Ident
 pub use self::lockds::Lockds;
 pub use self::pending::{PENDING_MAX, Ticket};
 pub use self::tenure::{Duty, Tenure};
+#[cfg(feature = "shell")]
+pub use crate::shell::greeting::{GREETING_BYTES, encode as greeting};

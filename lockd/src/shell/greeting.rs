@@ -17,11 +17,13 @@ use csnap_transport::{Stream, explain, is_tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Its length, bytes.
-pub(crate) const GREETING_BYTES: usize = 28;
+pub const GREETING_BYTES: usize = 28;
 
 const MAGIC: [u8; 4] = *b"CSNL";
 
-pub(super) fn encode(cluster: Option<ClusterId>) -> [u8; GREETING_BYTES] {
+/// What a client says that knows this cluster, or none; it hears as much before the first frame.
+#[must_use]
+pub fn encode(cluster: Option<ClusterId>) -> [u8; GREETING_BYTES] {
     let mut bytes = [0; GREETING_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4..8].copy_from_slice(&u32::from(VERSION).to_le_bytes());

@@ -69,7 +69,6 @@ fn a_node_frozen_past_its_lease_is_replaced_and_can_do_nothing_when_it_is_back()
     guest.wait_for(100);
     nodes.csnap(&["snapshot", "create", "demo@a"]);
     let agent = nodes.agent(number(&server.node));
-    // The agent alone first: it is still to publish that its server serves no more.
     signal(agent, "STOP");
     signal(server.pid, "STOP");
     let began = Instant::now();
