@@ -85,6 +85,9 @@ pub(crate) enum Command {
     /// Pools.
     #[command(subcommand)]
     Pool(Pool),
+    /// Make certificates, for daemons that speak to other machines.
+    #[command(subcommand)]
+    Cert(crate::commands::cert::Cert),
     /// Locks of lockd, for people and scripts.
     Lock(lock::Lock),
     /// Keys of lockd, for people and scripts.
@@ -415,6 +418,11 @@ mod tests {
             "csnap attach v@a /dev/nbd0",
             "csnap detach /dev/nbd0",
             "csnap pool create p --shared",
+            "csnap cert ca d --cluster prod",
+            "csnap cert node n1 --dir d --host n1.example --host 10.0.0.1",
+            "csnap cert lockd n1 --dir d --days 30",
+            "csnap cert operator ann --dir d --renew",
+            "csnap cert client app",
             "csnap node list",
             "csnap node priority n1 50",
             "csnap node priority n1 auto",

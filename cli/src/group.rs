@@ -12,7 +12,8 @@ use csnap_proto::message::lock::{
 };
 use csnap_proto::{Frame, RequestId, Term};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use crate::lockds;
 
 /// A lockd that lives answers within a millisecond; one that takes this long is frozen or not reached.
 const SHOW_WITHIN: Duration = Duration::from_millis(500);
@@ -198,12 +199,13 @@ async fn ask_leader(addresses: &[SocketAddr], request: &GroupRequest) -> Result<
 /// One question, one answer.
 async fn ask(address: SocketAddr, question: GroupRequest, within: Duration) -> anyhow::Result<FromLockd> {
     let conversation = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        let lockds = lockds::over(&[address])?;
+        let mut stream = lockds.connect_to(&address.into()).await.map_err(anyhow::Error::msg)?;
         let id = RequestId(1);
         let mut bytes = BytesMut::new();
         encode(&Frame { id, term: Term(0), message: ToLockd::Group(question) }, &mut bytes);
         stream.write_all(&bytes).await?;
+        stream.flush().await?;
         let mut decoder = FrameDecoder::default();
         loop {
             while let Some(frame) = decoder.next::<FromLockd>()? {

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use csnap_agent::NodeConfig;
+use csnap_lockd::client::Lockds;
+use csnap_transport::{Address, Tls, TlsConfig};
+use serde::Deserialize;
 
 /// Most lockds that a command tries: a group, and as many addresses that are stale.
 const LOCKDS_MAX: usize = 32;
@@ -47,6 +50,29 @@ pub(crate) fn addresses(dir: &Path, given: Option<&[SocketAddr]>) -> anyhow::Res
     }
 }
 
+/// The way to lockds at these addresses: with the certificate that the environment names, if it names one.
+pub(crate) fn over(addresses: &[SocketAddr]) -> anyhow::Result<Lockds> {
+    let addresses = addresses.iter().copied().map(Address::Tcp).collect();
+    let Some(path) = std::env::var_os(TLS_VARIABLE).map(PathBuf::from) else {
+        return Ok(Lockds::new(addresses, None));
+    };
+    let at = || format!("{} ({TLS_VARIABLE})", path.display());
+    let text = std::fs::read_to_string(&path).with_context(at)?;
+    let file: TlsFile =
+        toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {}", at(), error.message()))?;
+    let tls =
+        file.tls.check().and_then(|()| Tls::load(&file.tls)).map_err(anyhow::Error::msg).with_context(at)?;
+    Ok(Lockds::new(addresses, Some(tls)))
+}
+
+/// Names a file with the `[tls]` of whoever gives the command, as `csnap cert operator` prints it.
+const TLS_VARIABLE: &str = "CSNAP_TLS";
+
+#[derive(Deserialize)]
+struct TlsFile {
+    tls: TlsConfig,
+}
+
 /// What the lockds below wrote themselves, then what the agents below were told.
 fn found_under(dir: &Path) -> anyhow::Result<Vec<SocketAddr>> {
     let entries = std::fs::read_dir(dir)
@@ -59,7 +85,11 @@ fn found_under(dir: &Path) -> anyhow::Result<Vec<SocketAddr>> {
         written.filter_map(|path| read(&path)).flat_map(|text| lines(&text)).collect();
     for path in dirs.iter().map(|dir| dir.join("agent.toml")) {
         if let Some(text) = read(&path) {
-            found.extend(NodeConfig::parse(&text, &path)?.lockd);
+            let told = NodeConfig::parse(&text, &path)?.lockd;
+            found.extend(told.into_iter().filter_map(|address| match address {
+                Address::Tcp(address) => Some(address),
+                Address::Unix(_) => None,
+            }));
         }
     }
     Ok(found)

@@ -18,12 +18,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use csnap_proto::message::lock::{FromLockd, GroupReply, GroupRequest, ToLockd};
-use csnap_proto::{Frame, Name, Term, Time};
+use csnap_proto::{Caller, Frame, Name, Term, Time};
 
 use self::contact::Reached;
 pub use self::contact::{Contact, Presence};
 use self::operator::{Begun, Desk, Next, Operator, Situation};
 
+use crate::core::permission::Denied;
 use crate::core::table::{Command, Table};
 use crate::core::{self, ConnectionId, Leader, Lockd};
 use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig, ReplicaId, Saved, Write};
@@ -33,8 +34,8 @@ use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig,
 pub enum Input {
     /// Time passed.
     Tick,
-    /// A client's connection was accepted.
-    Opened(ConnectionId),
+    /// A client's connection was accepted, and the client proved to be this one.
+    Opened(ConnectionId, Caller),
     /// It broke, or the client closed it.
     Closed(ConnectionId),
     /// A frame of a client came.
@@ -69,6 +70,8 @@ pub enum Output {
     Send(ConnectionId, Frame<FromLockd>),
     /// Close a client's connection after what was sent to it; why, unless nothing is wrong.
     Close(ConnectionId, Option<String>),
+    /// A client asked for what it may not. For the log.
+    Denied(ConnectionId, Denied),
     /// This lockd leads from now on, in this term.
     Leads {
         /// It.
@@ -146,7 +149,7 @@ impl Replicated {
                 self.run(now, Work::Core(core::Input::Tick), out)?;
                 Work::Replica(replica::Input::Tick)
             }
-            Input::Opened(id) => Work::Core(core::Input::Opened(id)),
+            Input::Opened(id, caller) => Work::Core(core::Input::Opened(id, caller)),
             Input::Closed(id) => {
                 self.desk.forget(id);
                 Work::Core(core::Input::Closed(id))
@@ -248,6 +251,7 @@ impl Replicated {
                             }
                             core::Output::Send(id, frame) => out.push(Output::Send(id, frame)),
                             core::Output::Close(id, why) => out.push(Output::Close(id, why)),
+                            core::Output::Denied(id, denied) => out.push(Output::Denied(id, denied)),
                         }
                     }
                 }
@@ -340,6 +344,12 @@ impl Replicated {
         request: GroupRequest,
         out: &mut Vec<Output>,
     ) -> Result<(), Unknown> {
+        if let Some(denied) = self.lockd.denied(by.connection, &ToLockd::Group(request.clone())) {
+            let reason = denied.to_string();
+            out.push(Output::Denied(by.connection, denied));
+            answer(by, FromLockd::Group(GroupReply::Refused { reason }), out);
+            return Ok(());
+        }
         if request == GroupRequest::Show {
             answer(by, FromLockd::Group(GroupReply::Group(self.view())), out);
             return Ok(());

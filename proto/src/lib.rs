@@ -5,6 +5,7 @@
 //! it depends on none of them.
 //!
 //! - [`ids`]: what things are called (volumes, snapshots, sessions, terms, epochs);
+//! - [`caller`]: who is at the other end: roles, and how certificates write them;
 //! - [`units`]: how much of something (time, chunks, byte ranges, places in the store);
 //! - [`limits`]: every bound that a peer can run into;
 //! - [`frame`]: header, checksum, incremental decoding;
@@ -13,12 +14,14 @@
 //! *Architecture Invariant*: decoding never panics and never allocates more than a frame may hold
 //! ([`limits::FRAME_BYTES_MAX`]), whatever the bytes are.
 
+pub mod caller;
 pub mod frame;
 pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod units;
 
+pub use caller::{Caller, Principal, PrincipalError, Role};
 pub use frame::{Frame, FrameDecoder, FrameError};
 pub use ids::*;
 pub use units::*;

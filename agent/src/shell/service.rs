@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use csnap_lockd::client::Lockds;
 use csnap_proto::message::lock::ToLockd;
-use csnap_proto::{Frame, Time};
+use csnap_proto::{Caller, Frame, Role, Time};
+use csnap_transport::Tls;
 
 use super::{Events, lockd};
 use crate::config::NodeConfig;
@@ -19,7 +21,7 @@ pub(super) enum Service {
 impl Service {
     pub(super) fn new(config: &NodeConfig, events: Events) -> anyhow::Result<Self> {
         match &config.etcd {
-            None => Ok(Self::Lockd(lockd::Link::new(config.lockd.clone(), events))),
+            None => Ok(Self::Lockd(lockd::Link::new(lockds(config)?, events))),
             #[cfg(feature = "etcd")]
             Some(etcd) => Ok(Self::Etcd(Box::new(super::etcd::Link::new(etcd, &config.pool, events)))),
             #[cfg(not(feature = "etcd"))]
@@ -88,5 +90,23 @@ impl Service {
         if let Self::Etcd(link) = self {
             link.on_event(attempt, input);
         }
+    }
+}
+
+/// The lockds of this node's cluster: the one that is configured, or that was met first.
+fn lockds(config: &NodeConfig) -> anyhow::Result<Lockds> {
+    let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(anyhow::Error::msg)?;
+    if let Some(own) = tls.as_ref().map(Tls::own) {
+        let node = Caller { role: Role::Node, name: config.node.clone() };
+        anyhow::ensure!(
+            own.caller == node,
+            "the certificate in [tls] is for {}, and this is {node}",
+            own.caller
+        );
+    }
+    let lockds = Lockds::new(config.lockd.clone(), tls);
+    match config.cluster {
+        Some(cluster) => Ok(lockds.of(cluster)),
+        None => lockds.remembered_in(config.state.join("cluster")).map_err(anyhow::Error::msg),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::BytesMut;
-use csnap_lockd::client::Identity;
+use csnap_lockd::client::{GREETING_BYTES, Identity, greeting};
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::lock::{Flags, FromLockd, LockOp, LockReply, Mode, ToLockd};
 use csnap_proto::{EventNumber, Frame, Name, RequestId, Sequence, Term};
@@ -69,9 +69,11 @@ impl Leader {
     }
 
     fn connect(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address)?;
+        let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        stream.write_all(&greeting(None))?;
+        stream.read_exact(&mut [0; GREETING_BYTES])?;
         Ok(Self { stream, decoder: FrameDecoder::default() })
     }
 

@@ -1,6 +1,7 @@
 //! The operator's commands: each asks an agent or the server, and shows the answer.
 
 mod attach;
+pub(crate) mod cert;
 mod check;
 mod import;
 pub(crate) mod lockd;
@@ -41,6 +42,7 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Snapshot(snapshot) => snapshot::run(dir, json, snapshot).await,
         Command::Attach { target, device: None } => attach::run(dir, json, target).await,
         Command::Node(node) => node::run(dir, json, node).await,
+        Command::Cert(cert) => cert::run(dir, json, cert),
         Command::Pool(pool) => pool::run(json, pool).await,
         Command::Server(server) => match server.usage() {
             Ok(ServerUse::Action(action)) => server::run(dir, json, action).await,

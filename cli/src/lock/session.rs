@@ -8,9 +8,10 @@ use csnap_lockd::client::shell::{LockSession, now};
 use csnap_lockd::client::{ClientConfig, ClientEvent, Duty, Identity, LockClient, Tenure};
 use csnap_proto::limits::{MEMBER_INFO_BYTES_MAX, NAME_BYTES_MAX};
 use csnap_proto::message::lock::{LockEvent, LockOp, LockReply};
-use csnap_proto::{Name, Secret, SessionId, Time};
+use csnap_proto::{Caller, Name, Role, Secret, SessionId, Time};
 use tokio::sync::{mpsc, watch};
 
+use crate::lockds;
 use crate::operator::draw;
 
 /// A lockd that was killed is replaced, or started again, well within this.
@@ -53,9 +54,16 @@ impl Session {
     ) -> anyhow::Result<Self> {
         let identity = Identity { session: SessionId(draw()?), secret: Secret(draw()?) };
         let lease_ms = u64::try_from(lease.as_millis()).context("a lease in milliseconds")?;
-        let config = ClientConfig { node: node(), lease_ms, renew_ms: lease_ms / RENEWALS_PER_LEASE };
-        let client = LockClient::new(config, identity, description(purpose));
-        let (lockd, mut events) = LockSession::spawn(client, addresses.to_vec());
+        let lockds = lockds::over(addresses)?;
+        // Whoever is no operator has a name, and a client has nothing to say of itself.
+        let (node, description) = match lockds.caller() {
+            Some(Caller { role: Role::Client, name }) => (name, Vec::new()),
+            Some(Caller { role: Role::Node, name }) => (name, description(purpose)),
+            _ => (node(), description(purpose)),
+        };
+        let config = ClientConfig { node, lease_ms, renew_ms: lease_ms / RENEWALS_PER_LEASE };
+        let client = LockClient::new(config, identity, description);
+        let (lockd, mut events) = LockSession::spawn(client, lockds);
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(", ");
         let opening = async {

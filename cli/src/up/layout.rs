@@ -4,7 +4,7 @@
 //! DIR/up.lock            held by the `up` that runs here
 //! DIR/up.toml            ports that were chosen, and whether the first volume was made
 //! DIR/pool/              the pool
-//! DIR/lockd<i>/          lockd.toml, log, its data
+//! DIR/lockd<i>/          lockd.toml, lockd.sock, log, its data
 //! DIR/n<i>/              agent.toml, agent.sock, nbd.sock, state/, log
 //! DIR/nbd.sock           link to n1's
 //! ```
@@ -23,6 +23,7 @@ use csnap_lockd::shell::LockdConfig;
 use csnap_proto::{Name, PoolId, Target};
 use csnap_server::term::{PoolError, PoolToml, create_pool, open_pool};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
+use csnap_transport::SOCKET_PATH_BYTES_MAX;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -114,7 +115,11 @@ impl Layout {
         let peers: Vec<_> = self.lockds.iter().map(|lockd| lockd.peer).collect();
         for lockd in &self.lockds {
             make_dir(&lockd.dir)?;
-            let alone = LockdConfig::alone(lockd.node.clone(), lockd.dir.join("data"), vec![lockd.listens]);
+            let mut alone =
+                LockdConfig::alone(lockd.node.clone(), lockd.dir.join("data"), vec![lockd.listens]);
+            let socket = lockd.dir.join("lockd.sock");
+            // In a directory whose name is too long for a socket there is none.
+            alone.listen_unix = Some(socket).filter(|path| path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX);
             let config = match self.lockds.len() {
                 1 => alone,
                 _ => LockdConfig { peer_listen: Some(lockd.peer), peers: peers.clone(), ..alone },
@@ -142,7 +147,8 @@ impl Layout {
                     );
                 }
                 let NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, .. } = fresh;
-                NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, nbd_tcp, ..found }
+                // Everything here is this machine's.
+                NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, nbd_tcp, tls: None, ..found }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => NodeConfig { nbd_tcp, ..fresh },
             Err(error) => return Err(error).with_context(|| path.display().to_string()),

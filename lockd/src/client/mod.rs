@@ -39,6 +39,8 @@ mod core;
 pub mod election;
 #[cfg(feature = "shell")]
 pub mod elector;
+#[cfg(feature = "shell")]
+mod lockds;
 mod pending;
 #[cfg(feature = "shell")]
 pub mod shell;
@@ -47,5 +49,9 @@ pub mod tenure;
 mod tests;
 
 pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
+#[cfg(feature = "shell")]
+pub use self::lockds::Lockds;
 pub use self::pending::{PENDING_MAX, Ticket};
 pub use self::tenure::{Duty, Tenure};
+#[cfg(feature = "shell")]
+pub use crate::shell::greeting::{GREETING_BYTES, encode as greeting};

@@ -1,6 +1,6 @@
 //! A small shell around [`LockClient`] for owners without an event loop of their own: tests, tools.
 //!
-//! A task keeps the connection: it tries the addresses in turn, steps the client, carries out its outputs. It ends when
+//! A task keeps the connection: it tries the lockds in turn, steps the client, carries out its outputs. It ends when
 //! the session does, or its owner drops [`LockSession`].
 
 use std::collections::BTreeMap;
@@ -12,16 +12,13 @@ use bytes::BytesMut;
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::lock::{FromLockd, LockOp, LockReply};
 use csnap_proto::{Frame, Time};
+use csnap_transport::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::debug;
 
-use super::{ClientEvent, ClientInput, ClientOutput, LockClient, Ticket};
-use crate::shell::socket::connect;
+use super::{ClientEvent, ClientInput, ClientOutput, LockClient, Lockds, Ticket};
 pub use crate::shell::socket::now;
-
-/// An address that does not answer by then is passed over for the next.
-const CONNECT_WITHIN: Duration = Duration::from_millis(250);
 
 /// Events that the owner has not taken; beyond, the task waits for it, and the lease may run out.
 const EVENTS_MAX: usize = 4096;
@@ -48,16 +45,18 @@ pub struct LockSession {
 }
 
 impl LockSession {
-    /// Keeps `client`'s session with any of the lockds at `addresses`, or with whom those say leads; bound by its lease. Answers to [`Self::operate`] go to their askers,
+    /// Keeps `client`'s session with any of `lockds` (addresses, or [`Lockds`] with certificates), or with whom those say
+    /// leads; bound by its lease. Answers to [`Self::operate`] go to their askers,
     /// everything else to the receiver.
     #[must_use]
-    pub fn spawn(client: LockClient, addresses: Vec<SocketAddr>) -> (Self, mpsc::Receiver<ClientEvent>) {
+    pub fn spawn(client: LockClient, lockds: impl Into<Lockds>) -> (Self, mpsc::Receiver<ClientEvent>) {
         let (requests, asked) = mpsc::channel(super::PENDING_MAX / 2);
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let (link_events, link) = mpsc::channel(EVENTS_MAX);
         let (confirmations, confirmed) = watch::channel(None);
         let (client, waiting) = (client.bound_by_lease(), BTreeMap::new());
-        let keeper = Keeper { client, addresses, events, link_events, confirmations, current: None, waiting };
+        let lockds = lockds.into();
+        let keeper = Keeper { client, lockds, events, link_events, confirmations, current: None, waiting };
         tokio::spawn(keeper.keep(asked, link));
         (Self { requests, confirmed }, taken)
     }
@@ -98,7 +97,7 @@ struct Current {
 
 struct Keeper {
     client: LockClient,
-    addresses: Vec<SocketAddr>,
+    lockds: Lockds,
     events: mpsc::Sender<ClientEvent>,
     link_events: mpsc::Sender<ClientInput>,
     confirmations: watch::Sender<Option<Time>>,
@@ -147,8 +146,8 @@ impl Keeper {
             match output {
                 ClientOutput::Connect { attempt } => {
                     let (outgoing, queue) = mpsc::unbounded_channel();
-                    let addresses = in_order(self.client.hint(), &self.addresses, attempt);
-                    let task = converse(addresses, attempt, queue, self.link_events.clone());
+                    let (lockds, hint) = (self.lockds.clone(), self.client.hint());
+                    let task = converse(lockds, attempt, hint, queue, self.link_events.clone());
                     let task = tokio::spawn(task);
                     if let Some(older) = self.current.replace(Current { attempt, outgoing, task }) {
                         older.task.abort();
@@ -180,41 +179,25 @@ impl Keeper {
 }
 
 async fn converse(
-    addresses: Vec<SocketAddr>,
+    lockds: Lockds,
     attempt: u64,
+    hint: Option<SocketAddr>,
     queue: mpsc::UnboundedReceiver<BytesMut>,
     events: mpsc::Sender<ClientInput>,
 ) {
-    if let Some(stream) = connect_any(&addresses).await {
-        let _ = events.send(ClientInput::Connected { attempt }).await;
-        // However it ends, the client is told the same.
-        let _ = exchange(stream, attempt, queue, &events).await;
+    match lockds.connect_any(attempt, hint).await {
+        Ok(stream) => {
+            let _ = events.send(ClientInput::Connected { attempt }).await;
+            // However it ends, the client is told the same.
+            let _ = exchange(stream, attempt, queue, &events).await;
+        }
+        Err(error) => debug!("{error}"),
     }
     let _ = events.send(ClientInput::Disconnected { attempt }).await;
 }
 
-/// The lockds in the order in which an attempt tries them: where the leader is said to be, then all, another one first at
-/// each attempt.
-#[must_use]
-pub fn in_order(hint: Option<SocketAddr>, addresses: &[SocketAddr], attempt: u64) -> Vec<SocketAddr> {
-    let count = addresses.len();
-    let first = usize::try_from(attempt % count.max(1) as u64).expect("below a count");
-    let all = addresses.iter().copied().cycle().skip(first).take(count);
-    hint.into_iter().chain(all.filter(|address| Some(*address) != hint)).collect()
-}
-
-/// The first that can be reached.
-async fn connect_any(addresses: &[SocketAddr]) -> Option<TcpStream> {
-    for address in addresses {
-        if let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_WITHIN, connect(*address)).await {
-            return Some(stream);
-        }
-    }
-    None
-}
-
 async fn exchange(
-    stream: TcpStream,
+    stream: Stream,
     attempt: u64,
     mut queue: mpsc::UnboundedReceiver<BytesMut>,
     events: &mpsc::Sender<ClientInput>,
@@ -236,6 +219,7 @@ async fn exchange(
     let write = async {
         while let Some(mut bytes) = queue.recv().await {
             writer.write_all_buf(&mut bytes).await?;
+            writer.flush().await?;
         }
         Ok(())
     };

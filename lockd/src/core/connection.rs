@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use csnap_proto::limits::HANDSHAKE_MS_MAX;
-use csnap_proto::{SessionId, Time};
+use csnap_proto::{Caller, SessionId, Time};
 
 /// Connections at once. A few for each session that may be, so that reconnecting never waits for dead ones; strangers
 /// beyond push out the oldest stranger.
@@ -34,25 +34,33 @@ pub(super) enum Role {
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     open: BTreeMap<ConnectionId, Role>,
+    /// Who is at the other end of each.
+    callers: BTreeMap<ConnectionId, Caller>,
 }
 
 impl Connections {
     /// Takes a new connection in. Gives the one that has to go for it, if there are too many; it may be the new one.
-    pub(super) fn admit(&mut self, now: Time, id: ConnectionId) -> Option<ConnectionId> {
+    pub(super) fn admit(&mut self, now: Time, id: ConnectionId, caller: Caller) -> Option<ConnectionId> {
         let until = now.after(Duration::from_millis(HANDSHAKE_MS_MAX));
         self.open.insert(id, Role::Stranger { until });
+        self.callers.insert(id, caller);
         if self.open.len() <= LOCKD_CONNECTIONS_MAX {
             return None;
         }
         // The oldest stranger: a good client introduces itself at once, so it is never the one for long.
         let stranger = self.open.iter().find(|(_, role)| matches!(role, Role::Stranger { .. }));
         let victim = stranger.map(|(id, _)| *id).expect("the new one is a stranger");
-        self.open.remove(&victim);
+        self.remove(victim);
         Some(victim)
     }
 
     pub(super) fn role(&self, id: ConnectionId) -> Option<Role> {
         self.open.get(&id).copied()
+    }
+
+    /// Who is at the other end, while it is open.
+    pub(super) fn caller(&self, id: ConnectionId) -> Option<&Caller> {
+        self.callers.get(&id)
     }
 
     pub(super) fn set_role(&mut self, id: ConnectionId, role: Role) {
@@ -62,6 +70,7 @@ impl Connections {
     }
 
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Role> {
+        self.callers.remove(&id);
         self.open.remove(&id)
     }
 
@@ -114,17 +123,21 @@ impl Connections {
 mod tests {
     use super::*;
 
+    fn admit(connections: &mut Connections, now: u64, id: u64) -> Option<ConnectionId> {
+        connections.admit(Time(now), ConnectionId(id), Caller::local())
+    }
+
     #[test]
     fn strangers_push_out_strangers_and_never_an_owner() {
         let mut connections = Connections::default();
         let owner = ConnectionId(0);
-        assert_eq!(connections.admit(Time(0), owner), None);
+        assert_eq!(admit(&mut connections, 0, 0), None);
         connections.set_role(owner, Role::Owner(SessionId([1; 16])));
         for n in 1..LOCKD_CONNECTIONS_MAX as u64 {
-            assert_eq!(connections.admit(Time(n), ConnectionId(n)), None);
+            assert_eq!(admit(&mut connections, n, n), None);
         }
-        assert_eq!(connections.admit(Time(9), ConnectionId(5000)), Some(ConnectionId(1)));
-        assert_eq!(connections.admit(Time(9), ConnectionId(5001)), Some(ConnectionId(2)));
+        assert_eq!(admit(&mut connections, 9, 5000), Some(ConnectionId(1)));
+        assert_eq!(admit(&mut connections, 9, 5001), Some(ConnectionId(2)));
         assert!(connections.role(owner).is_some());
     }
 }

@@ -8,6 +8,7 @@
 //! - commands are applied in the order in which they were appended, each once;
 //! - it serves only while it leads; a lockd that follows applies what the leader appended, tells nobody, and closes what
 //!   asks it anything but its status, saying who leads; while nobody does, it keeps what asks waiting for a moment;
+//! - nothing is done for a caller that the table of permissions does not let ask for it;
 //! - a session speaks through one connection, the last that proved its secret;
 //! - what is in flight is bounded: [`OPERATIONS_PER_SESSION_MAX`] operations a session, one Open a connection.
 
@@ -18,11 +19,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, OPERATIONS_PER_SESSION_MAX};
-use csnap_proto::message::lock::{FromLockd, LockOp, LockdStatus, ToLockd};
-use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, Sequence, SessionId, Term, Time};
+use csnap_proto::message::lock::{FromLockd, LockdStatus, ToLockd};
+use csnap_proto::{Caller, EventNumber, Frame, Name, RequestId, Secret, Sequence, SessionId, Term, Time};
 
 use super::connection::{ConnectionId, Connections, Role};
 use super::lease::{Due, Leases};
+use super::permission::{self, Denied, Request};
 use super::table::{Command, Effect, Missed, SessionView, Table};
 
 /// Why a client is sent away, for the log.
@@ -49,8 +51,8 @@ pub struct Leader {
 pub enum Input {
     /// Time passed.
     Tick,
-    /// A connection was accepted.
-    Opened(ConnectionId),
+    /// A connection was accepted, and whoever made it proved to be this one.
+    Opened(ConnectionId, Caller),
     /// It broke, or the peer closed it.
     Closed(ConnectionId),
     /// A frame came.
@@ -90,6 +92,8 @@ pub enum Output {
     /// Close the connection after what was sent to it. The text says why, for the log; it is absent where nothing is
     /// wrong.
     Close(ConnectionId, Option<String>),
+    /// Somebody asked for what they may not, and was told so. For the log.
+    Denied(ConnectionId, Denied),
 }
 
 /// Who asked, and as which request.
@@ -155,6 +159,7 @@ pub struct Lockd {
     connections: Connections,
     attendance: BTreeMap<SessionId, Attendance>,
     leases: Leases,
+    broken: permission::Broken,
 }
 
 impl Lockd {
@@ -171,16 +176,33 @@ impl Lockd {
     pub fn following(node: Name, pid: u32, table: Table) -> Self {
         let (proposals, connections) = (VecDeque::new(), Connections::default());
         let (attendance, leases) = (BTreeMap::new(), Leases::default());
-        let (follows, awaiting_leader) = (Some(None), None);
-        Self { node, pid, follows, awaiting_leader, table, proposals, connections, attendance, leases }
+        let (follows, awaiting_leader, broken) = (Some(None), None, permission::Broken::NONE);
+        Self {
+            node,
+            pid,
+            follows,
+            awaiting_leader,
+            table,
+            proposals,
+            connections,
+            attendance,
+            leases,
+            broken,
+        }
+    }
+
+    /// Breaks the rule of permissions.
+    #[cfg(feature = "canary")]
+    pub fn break_permission(&mut self, rule: permission::Canary) {
+        self.broken = permission::Broken::rule(rule);
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Tick => {}
-            Input::Opened(id) => {
-                if let Some(victim) = self.connections.admit(now, id) {
+            Input::Opened(id, caller) => {
+                if let Some(victim) = self.connections.admit(now, id, caller) {
                     out.push(Output::Close(victim, Some("too many connections".into())));
                 }
             }
@@ -311,6 +333,9 @@ impl Lockd {
 
     fn on_frame(&mut self, now: Time, id: ConnectionId, frame: Frame<ToLockd>, out: &mut Vec<Output>) {
         let origin = Origin { connection: id, request: frame.id };
+        if let Some(denied) = self.denied(id, &frame.message) {
+            return self.deny(origin, frame.message, denied, out);
+        }
         match (self.connections.role(id), frame.message) {
             (None, _) => {}
             (Some(_), ToLockd::Status) => send(origin, FromLockd::Status(self.status()), out),
@@ -335,10 +360,31 @@ impl Lockd {
             }
             (Some(Role::Owner(session)), ToLockd::Close) => self.on_close(origin, session, out),
             (Some(Role::Owner(session)), ToLockd::Operate { sequence, lowest_unanswered, op }) => {
-                self.on_operate(origin, session, sequence, lowest_unanswered, op, out);
+                let command = Command::Operate { session, sequence, lowest_unanswered, op };
+                self.on_operate(origin, session, sequence, lowest_unanswered, command, out);
             }
             (Some(Role::Stranger { .. }), _) => self.close(id, "did not say who it is first", out),
             (Some(Role::Opening | Role::Owner(_)), _) => self.close(id, "said who it is twice", out),
+        }
+    }
+
+    /// Whether whoever is there may not ask for it.
+    #[must_use]
+    pub fn denied(&self, id: ConnectionId, message: &ToLockd) -> Option<Denied> {
+        let caller = self.connections.caller(id)?;
+        permission::check(caller, Request::of(caller, message), self.broken).err()
+    }
+
+    /// Says no, once and durably to an operation of a session: it is one that took place, and changed nothing.
+    fn deny(&mut self, origin: Origin, message: ToLockd, denied: Denied, out: &mut Vec<Output>) {
+        let reason = denied.to_string();
+        out.push(Output::Denied(origin.connection, denied));
+        match (self.connections.role(origin.connection), message) {
+            (Some(Role::Owner(session)), ToLockd::Operate { sequence, lowest_unanswered, .. }) => {
+                let command = Command::Deny { session, sequence, lowest_unanswered, reason };
+                self.on_operate(origin, session, sequence, lowest_unanswered, command, out);
+            }
+            _ => self.refuse(origin, &reason, out),
         }
     }
 
@@ -372,7 +418,7 @@ impl Lockd {
         session: SessionId,
         sequence: Sequence,
         lowest_unanswered: Sequence,
-        op: LockOp,
+        command: Command,
         out: &mut Vec<Output>,
     ) {
         let attendance = self.attendance.get_mut(&session).expect("owners attend");
@@ -383,7 +429,6 @@ impl Lockd {
         // Compared without adding: the sequence is the peer's.
         if sequence > attendance.taken && sequence.0 - attendance.taken.0 == 1 {
             attendance.taken = sequence;
-            let command = Command::Operate { session, sequence, lowest_unanswered, op };
             return self.propose(command, Some(origin), out);
         }
         if sequence > attendance.taken {
@@ -415,7 +460,7 @@ impl Lockd {
     fn commit(&mut self, now: Time, proposal: Proposal, out: &mut Vec<Output>) {
         let mut effects = Vec::new();
         let operating = match &proposal.command {
-            Command::Operate { session, .. } => Some(*session),
+            Command::Operate { session, .. } | Command::Deny { session, .. } => Some(*session),
             _ => None,
         };
         self.table.apply(proposal.command, &mut effects);

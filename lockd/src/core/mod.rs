@@ -1,6 +1,7 @@
 //! What lockd decides, without I/O, clock or randomness.
 //!
 //! - [`mode`]: the compatibility matrix and the direction of value blocks;
+//! - [`permission`]: who may ask for what;
 //! - [`table`]: the lock table, a state machine replicable by a log;
 //! - [`Lockd`]: connections and leases around it, and the order of log and answers.
 
@@ -10,6 +11,7 @@ pub mod flags;
 mod lease;
 mod lockd;
 pub mod mode;
+pub mod permission;
 pub mod table;
 #[cfg(test)]
 mod tests;

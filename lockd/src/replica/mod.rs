@@ -34,6 +34,7 @@ mod timing;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+pub use csnap_proto::ClusterId;
 use serde::{Deserialize, Serialize};
 
 pub use self::disk::{Base, Hard, Saved};
@@ -85,10 +86,6 @@ impl ReplicaId {
         Self(u64::from_le_bytes(*first).max(1))
     }
 }
-
-/// One group of replicas; drawn when it is formed, so that replicas of two groups never mix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ClusterId(pub [u8; 16]);
 
 /// A replica as the group knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

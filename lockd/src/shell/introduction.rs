@@ -29,6 +29,7 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     let mut bytes = len.to_le_bytes().to_vec();
     bytes.extend(said);
     stream.write_all(&bytes).await?;
+    stream.flush().await?;
     let len = stream.read_u16_le().await?;
     if len > PRESENCE_BYTES_MAX {
         bail!("it says more of itself than {PRESENCE_BYTES_MAX} bytes");

@@ -8,14 +8,19 @@
 
 mod config;
 mod connection;
+mod door;
+pub(crate) mod greeting;
 #[cfg(test)]
 mod group_tests;
 mod hello;
 mod introduction;
 mod peers;
+mod places;
 pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -31,15 +36,17 @@ use anyhow::Context;
 use csnap_proto::message::lock::ToLockd;
 use csnap_proto::{Frame, Time};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
-use tokio::net::{TcpListener, TcpStream};
+use csnap_transport::{Stream, Tls, unix};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 pub use self::config::LockdConfig;
 use self::connection::Connection;
+use self::door::{Door, Guest, Listener};
 use self::hello::{Hello, founders_checksum};
 use self::introduction::Introduction;
-use self::peers::{Own, Peer, Peers};
+use self::peers::{Own, Peer, Peers, Seats};
 use self::socket::now;
 use crate::canary::Broken;
 use crate::core::ConnectionId;
@@ -53,15 +60,12 @@ use crate::store::{self, LOG_BYTES, StoreError, StoreOptions};
 /// Events that wait for the main loop; a connection that finds it full waits.
 const EVENTS_MAX: usize = 256;
 
-/// Between two attempts to accept when the process is out of descriptors or memory.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-
 /// File that says where the daemon listens, a line an address.
 const ADDRESS_FILE: &str = "address";
 
 /// What a task reports.
 enum Event {
-    Accepted(TcpStream, SocketAddr),
+    Accepted(Guest),
     Received(ConnectionId, Frame<ToLockd>),
     Closed(ConnectionId, Option<String>),
     /// A replica is reached at an address, or no more.
@@ -107,7 +111,12 @@ struct Daemon {
     /// Until the replica belongs to a group.
     forming: Option<(Forming, Saved)>,
     own: Own,
+    tls: Option<Tls>,
+    /// Of clients.
+    door: Door,
     peers: Peers,
+    /// Places of connections from other replicas.
+    seats: Seats,
     connections: BTreeMap<ConnectionId, Connection>,
     last_connection: u64,
     events: Events,
@@ -134,13 +143,34 @@ impl Daemon {
                 daemon.core.lockd().table().term()
             );
             addresses += &format!("{address}\n");
-            tokio::task::spawn_local(accept(listener, daemon.events.clone()));
+            daemon.let_in(Listener::Tcp(listener));
+        }
+        if let Some(path) = &config.listen_unix {
+            let listener = unix::listen(path).with_context(|| {
+                format!("cannot listen on {}; set another `listen_unix`, or stop who has it", path.display())
+            })?;
+            daemon.let_in(Listener::Unix(listener));
         }
         publish(&config.dir, &addresses)?;
         Ok(daemon)
     }
 
+    /// Clients come in here, from now on.
+    fn let_in(&self, listener: Listener) {
+        let (own, events) = (Rc::clone(&self.own), self.events.clone());
+        let greet = async move |stream: &mut Stream, _: &_| {
+            greeting::greet_client(stream, own.hello.get().heard.cluster).await
+        };
+        let take_in = async move |guest, ()| {
+            // The daemon ends when nobody receives.
+            let _ = events.send(Event::Accepted(guest)).await;
+        };
+        tokio::task::spawn_local(self.door.clone().open(listener, greet, take_in));
+    }
+
     async fn open(config: &LockdConfig) -> anyhow::Result<Self> {
+        config.check_exposed().map_err(anyhow::Error::msg)?;
+        let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(anyhow::Error::msg)?;
         let dir = config.dir.display();
         fs::create_dir_all(&config.dir).with_context(|| format!("cannot make {dir}"))?;
         let storage = PosixStorage::open(&config.dir, PosixOptions::default())
@@ -164,7 +194,7 @@ impl Daemon {
         let presence = RefCell::new(core.presence().clone());
         let own = Rc::new(Introduction { hello: Cell::new(hello), presence });
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let peers = Peers::new(Rc::clone(&own), events.clone());
+        let peers = Peers::new(Rc::clone(&own), tls.clone(), events.clone());
         Ok(Self {
             config: config.clone(),
             replica_config,
@@ -173,7 +203,10 @@ impl Daemon {
             waiting: Vec::new(),
             forming,
             own,
+            door: Door::new(tls.clone()),
+            tls,
             peers,
+            seats: Seats::default(),
             connections: BTreeMap::new(),
             last_connection: 0,
             events,
@@ -187,7 +220,8 @@ impl Daemon {
             format!("cannot listen on {address}; set another `peer_listen`, or stop who has it")
         })?;
         info!("replica {:016x} listens on {address}", self.core.replica().id().0);
-        tokio::task::spawn_local(peers::accept(listener, Rc::clone(&self.own), self.events.clone()));
+        let (own, tls, seats) = (Rc::clone(&self.own), self.tls.clone(), Rc::clone(&self.seats));
+        tokio::task::spawn_local(peers::accept(listener, own, tls, seats, self.events.clone()));
         self.keep_peers();
         self.turn(Input::Tick)
     }
@@ -201,6 +235,7 @@ impl Daemon {
 
     /// A way to every replica that the configuration or the group names.
     fn keep_peers(&mut self) {
+        self.seats.borrow_mut().0.set_members(self.core.replica().members().keys().copied());
         let members = self.core.replica().members().values();
         let members = members.filter_map(|member| member.address.parse::<Contact>().ok());
         let all = members.map(|contact| contact.address).chain(self.config.peers.iter().copied());
@@ -356,19 +391,11 @@ impl Daemon {
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
-            Event::Accepted(stream, peer) => {
+            Event::Accepted(guest) => {
                 self.last_connection += 1;
-                let id = ConnectionId(self.last_connection);
-                match Connection::start(id, stream, peer, self.events.clone()) {
-                    Ok(connection) => {
-                        self.connections.insert(id, connection);
-                        self.turn(Input::Opened(id))
-                    }
-                    Err(error) => {
-                        info!("{peer}: {error}");
-                        Ok(())
-                    }
-                }
+                let (id, caller) = (ConnectionId(self.last_connection), guest.caller.clone());
+                self.connections.insert(id, Connection::start(id, guest, self.events.clone()));
+                self.turn(Input::Opened(id, caller))
             }
             Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
             Event::Peer(address, heard) => self.on_peer(address, heard),
@@ -408,6 +435,11 @@ impl Daemon {
                         warn!("{}: connection closed: {why}", connection.peer());
                     }
                 }
+                Output::Denied(id, denied) => {
+                    if let Some(connection) = self.connections.get(&id) {
+                        self.door.complain(connection.peer(), &denied.to_string());
+                    }
+                }
                 Output::Leads { term } => info!("leads the group in term {term}"),
                 Output::Follows => info!("leads the group no more"),
                 Output::Peer(message) => {
@@ -434,22 +466,6 @@ fn random() -> anyhow::Result<([u8; 16], u64)> {
     let filled = getrandom::fill(&mut id).and_then(|()| getrandom::fill(&mut seed));
     filled.map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     Ok((id, u64::from_le_bytes(seed)))
-}
-
-async fn accept(listener: TcpListener, events: Events) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                if events.send(Event::Accepted(stream, peer)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                warn!("cannot accept connections: {error}");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-            }
-        }
-    }
 }
 
 /// Binds every address. Port 0 means a free one, and the same as the last time if it still is: agents know it.

@@ -10,7 +10,7 @@ use csnap_lockd::replica::{
 };
 use csnap_lockd::replicated::{Input, Output, Replicated};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
-use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
+use csnap_proto::{Caller, EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
 
 const SESSION: SessionId = SessionId([1; 16]);
 const SECRET: Secret = Secret([2; 16]);
@@ -101,7 +101,7 @@ impl Trio {
     /// A client opens or resumes, through a new connection.
     pub(super) fn ask(&mut self, n: usize, connection: u64, message: ToLockd) {
         let id = ConnectionId(connection);
-        self.step(n, Input::Opened(id));
+        self.step(n, Input::Opened(id, Caller::local()));
         self.step(n, Input::Received(id, Frame { id: RequestId(1), term: Term(0), message }));
     }
 

@@ -5,9 +5,8 @@ use csnap_lockd::core::ConnectionId;
 use csnap_lockd::replica::{Base, ClusterId, ReplicaConfig, ReplicaLog, Saved, Timing, Write, Wrote};
 use csnap_lockd::replicated::{Input, Output, Replicated};
 use csnap_lockd::store::{LOG_BYTES_MIN, StoreError, StoreOptions};
-use csnap_proto::Name;
-use csnap_proto::Time;
 use csnap_proto::message::lock::ToLockd;
+use csnap_proto::{Caller, Name, Time};
 use csnap_storage::sim::SimStorage;
 
 use crate::net::NetConn;
@@ -64,7 +63,7 @@ impl LockdProc {
                     .spawn(async move { Ended::Opened(ReplicaLog::open(storage, options, first).await) });
             }
             Event::Tick => self.step(sim, Input::Tick),
-            Event::Accepted(conn) => self.step(sim, Input::Opened(ConnectionId(conn.0))),
+            Event::Accepted(conn) => self.step(sim, Input::Opened(ConnectionId(conn.0), Caller::local())),
             Event::Closed { conn } => self.step(sim, Input::Closed(ConnectionId(conn.0))),
             Event::Received { conn, payload } => {
                 for frame in frames::<ToLockd>(&payload.bytes) {
@@ -128,6 +127,7 @@ impl LockdProc {
                 Output::Close(conn, _) => sim.close(self.id, NetConn(conn.0)),
                 // Nobody waits for a lockd that is about to lead, so it listens only then.
                 Output::Leads { .. } => sim.net.listen(LOCKD_ADDRESS, self.id, self.host),
+                Output::Denied(_, denied) => sim.violation(denied.to_string()),
                 Output::Peer(_) | Output::Follows | Output::Members(_) | Output::Refused(_) => {
                     sim.violation("a lockd alone has no others to deal with".to_owned());
                 }

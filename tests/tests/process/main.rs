@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 #![allow(clippy::cast_possible_truncation, reason = "patterns and sizes of tests are what they are")]
 
+mod certificates;
 mod clients;
 mod cluster;
 mod failover;

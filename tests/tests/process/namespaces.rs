@@ -1,5 +1,6 @@
 //! Three nodes that share nothing but a pool and a network: each in a network namespace of its own, lockd in a fourth,
-//! every daemon started from its configuration file alone. A server dies; links are cut, both ways and one way.
+//! every daemon started from its configuration file alone, with a certificate. A server dies; links are cut, both ways and
+//! one way.
 //!
 //! Needs root, `ip` and `nft`. Namespaces carry the process id in their names, and go however the test ends.
 
@@ -109,17 +110,21 @@ impl Nodes {
         let data = cluster.data();
         // As long as it was: the file is whole blocks.
         edit(&data.join("pool/pool.toml"), &[("shared", "true ")]);
+        cluster.csnap(&["cert", "ca", data.to_str().expect("UTF-8")]);
         let network = Network::new();
         let mut daemons = Vec::new();
         for (n, address) in (1..).zip(LOCKDS) {
             let config = data.join(format!("lockd{n}/lockd.toml"));
             edit(&config, &[("listen", &format!("[\"{address}\"]"))]);
+            refused_without_a_certificate(&config);
+            append(&config, &cluster.csnap(&["cert", "lockd", &format!("lockd{n}")]));
             daemons.push(daemon("lockd", "lockd", &config));
         }
         for (host, address) in &HOSTS[..3] {
             let config = data.join(host).join("agent.toml");
             let (lockd, listen) = (format!("{LOCKDS:?}"), format!("\"10.77.0.{address}:0\""));
             edit(&config, &[("lockd", &lockd), ("server_listen", &listen)]);
+            append(&config, &cluster.csnap(&["cert", "node", host]));
             daemons.push(daemon(host, "agent", &config));
         }
         let nodes = Self { cluster, daemons, network };
@@ -169,6 +174,20 @@ fn edit(path: &Path, changes: &[(&str, &str)]) {
         text = text.replacen(&line, &format!("{key} = {value}"), 1);
     }
     std::fs::write(path, text).expect("a configuration");
+}
+
+/// What other machines reach is not listened on without one.
+fn refused_without_a_certificate(config: &Path) {
+    let output = Command::new(binary()).args(["lockd", "--config"]).arg(config).output().expect("it starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("no [tls]") && error.lines().count() == 1, "{error}");
+}
+
+/// Adds the lines of a table at the end, where tables stand.
+fn append(path: &Path, lines: &str) {
+    let text = std::fs::read_to_string(path).expect("a configuration");
+    std::fs::write(path, format!("{text}\n{lines}")).expect("a configuration");
 }
 
 /// Starts a daemon in a namespace: `ip netns exec` becomes it.

@@ -222,7 +222,7 @@ impl World {
                 self.last_connection += 1;
                 let id = ConnectionId(self.last_connection);
                 self.nodes[n].connection = Some((attempt, id));
-                self.push(NET, Event::ToLockd(LockdInput::Opened(id)));
+                self.push(NET, Event::ToLockd(LockdInput::Opened(id, csnap_proto::Caller::local())));
                 self.agent(n, NET, Input::Lockd(ClientInput::Connected { attempt }));
             }
             ClientOutput::Disconnect { .. } => self.disconnect(n),
@@ -266,6 +266,7 @@ impl World {
                     }
                     LockdOutput::Send(id, frame) => self.hear_lockd(id, frame),
                     LockdOutput::Close(id, _) => self.close_by_lockd(id),
+                    LockdOutput::Denied(_, denied) => panic!("{denied}"),
                 }
             }
             if appended > 0 {

@@ -100,7 +100,7 @@ impl Pair {
             let mut more = Vec::new();
             match output {
                 ClientOutput::Connect { attempt } if self.now < self.cut_at => {
-                    self.send(Delivery::Lockd(Input::Opened(ConnectionId(attempt))));
+                    self.send(Delivery::Lockd(Input::Opened(ConnectionId(attempt), Caller::local())));
                     self.client.step(now, ClientInput::Connected { attempt }, &mut more);
                 }
                 ClientOutput::Connect { attempt } => {
@@ -149,6 +149,7 @@ impl Pair {
                 Output::Close(ConnectionId(attempt), _) => {
                     self.send(Delivery::Peer(0, ClientInput::Disconnected { attempt }));
                 }
+                Output::Denied(_, denied) => panic!("{denied}"),
             }
             out.extend(more);
         }
