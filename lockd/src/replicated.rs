@@ -367,7 +367,8 @@ impl Replicated {
     /// Does what the operator's request needs next.
     fn serve_operator(&mut self, now: Time, out: &mut Vec<Output>) -> Result<(), Unknown> {
         loop {
-            let situation = Situation { now, replica: &self.replica, reached: &self.reached };
+            let (replica, own, reached) = (&self.replica, &self.own, &self.reached);
+            let situation = Situation { now, replica, own, reached };
             let Some(next) = self.desk.pursue(&situation) else { return Ok(()) };
             let next = match next {
                 Next::Begin(begun) => match self.begin(now, begun, out)? {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use csnap_proto::message::lock::{GroupReply, GroupRequest};
 use csnap_proto::{Name, RequestId, Time};
 
-use super::contact::{Contact, Reached};
+use super::contact::{Contact, Presence, Reached};
 use crate::core::ConnectionId;
 use crate::replica::{Change, Members, Replica, ReplicaId};
 
@@ -81,6 +81,8 @@ pub(super) struct Desk {
 pub(super) struct Situation<'a> {
     pub(super) now: Time,
     pub(super) replica: &'a Replica,
+    /// What that one says of itself.
+    pub(super) own: &'a Presence,
     pub(super) reached: &'a Reached,
 }
 
@@ -184,7 +186,7 @@ impl Asked {
     }
 
     fn join(&mut self, situation: &Situation<'_>, id: ReplicaId, contact: &Contact) -> Step {
-        let Situation { now, replica, reached } = situation;
+        let Situation { now, replica, reached, .. } = situation;
         let is_reached = id == replica.id() || reached.presence(id).is_some();
         match replica.members().get(&id) {
             None => Step::Begin(Begun::Change(Change::Add { id, address: contact.to_string() })),
@@ -234,6 +236,9 @@ impl Situation<'_> {
     }
 
     fn node(&self, id: ReplicaId) -> Option<Name> {
+        if id == self.replica.id() {
+            return Some(self.own.node.clone());
+        }
         let contact = self.contact(id).and_then(|contact| contact.node);
         contact.or_else(|| self.reached.presence(id).map(|presence| presence.node.clone()))
     }

@@ -353,8 +353,4 @@ fn a_directory_of_one_lockd_grows_to_three_and_keeps_what_it_has() {
     restart(&cluster, &leader(&cluster), "KILL");
     load.wait_for(50);
     load.stop();
-    cluster.down();
-    cluster.set_nodes(1);
-    cluster.up();
-    wait_whole(&cluster);
 }
