@@ -232,7 +232,6 @@ impl Session {
             }
             ToLockd::Group(_) => out.push(Output::Drop("there is no group of lockds here")),
             ToLockd::Operate { .. } | ToLockd::Status | ToLockd::Close => self.repeat_the_end(out),
-            ToLockd::Group(_) => out.push(Output::Drop("etcd is no group of lockds")),
         }
     }
 

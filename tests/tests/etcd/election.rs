@@ -41,8 +41,9 @@ fn a_killed_server_and_a_killed_agent_are_pauses() {
     let next = nodes.server("another node serves", |next| next.node != server.node);
     println!("agent killed: another serves after {:?}", began.elapsed());
     assert!(next.term > server.term);
-    guest.wait_for(100);
+    // A guest of that node waits for its agent: nobody else gives its exporter a way to the server.
     nodes.start_agent(killed);
+    guest.wait_for(100);
     wait_until("the killed agent takes part again", || {
         let status = nodes.status();
         status["nodes"].as_array().is_some_and(|all| {
