@@ -4,12 +4,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use csnap_lockd::client::{ClientConfig, Identity, LockClient};
+use csnap_lockd::client::{ClientConfig, Identity, LockClient, Lockds as Reached};
 use csnap_proto::{Name, Secret, SessionId};
 use csnap_storage::sim::Rng;
+use csnap_transport::{Address, Tls, TlsConfig};
 
 use super::cluster::{binary, signal};
 use super::namespaces::Network;
+
+/// Who clients are, and what they have a certificate for.
+const CLIENT: &str = "client";
 
 /// Lockds of a group.
 pub(crate) const SEATS: usize = 3;
@@ -56,6 +60,10 @@ impl Lockds {
         let dir = tempfile::Builder::new().prefix("csnap-lockds-").tempdir().expect("a temporary directory");
         let children = seats.iter().map(|_| None).collect();
         let mut lockds = Self { dir, seats, hosts, children };
+        if lockds.hosts.is_some() {
+            lockds.csnap(&["cert", "ca", lockds.scratch().to_str().expect("UTF-8")]);
+            lockds.csnap(&["cert", "client", CLIENT]);
+        }
         for seat in 0..lockds.seats.len() {
             lockds.configure(seat);
             lockds.start_one(seat);
@@ -75,7 +83,18 @@ impl Lockds {
             self.path(seat, "data"),
             all.join(", ")
         );
+        // Only on one machine they do without.
+        let tls = self.hosts.as_ref().map(|_| self.csnap(&["cert", "lockd", &format!("l{seat}")]));
+        let text = text + &tls.unwrap_or_default();
         std::fs::write(self.path(seat, "toml"), text).expect("a configuration");
+    }
+
+    /// What a command prints; certificates are made in the directory.
+    fn csnap(&self, arguments: &[&str]) -> String {
+        let output = Command::new(binary()).arg("--dir").arg(self.scratch()).args(arguments).output();
+        let output = output.expect("it starts");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("it prints text")
     }
 
     pub(crate) fn start_one(&mut self, seat: usize) {
@@ -111,6 +130,16 @@ impl Lockds {
     /// Where clients find them.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.seats.iter().map(|seat| seat.clients).collect()
+    }
+
+    /// The same, with a client's certificate where they want one.
+    pub(crate) fn reached(&self) -> Reached {
+        let file = |name: String| self.scratch().join(name);
+        let tls = self.hosts.as_ref().map(|_| {
+            let (cert, key) = (file(format!("client-{CLIENT}.pem")), file(format!("client-{CLIENT}.key")));
+            Tls::load(&TlsConfig { ca: file("ca.pem".to_owned()), cert, key }).expect("just made")
+        });
+        Reached::new(self.addresses().into_iter().map(Address::Tcp).collect(), tls)
     }
 
     /// Somewhere for the test's own files.
@@ -149,8 +178,7 @@ pub(crate) fn new_client(rng: &mut Rng, lease_ms: u64) -> LockClient {
         bytes
     };
     let identity = Identity { session: SessionId(draw()), secret: Secret(draw()) };
-    let config =
-        ClientConfig { node: Name::new("client").expect("a name"), lease_ms, renew_ms: lease_ms / 4 };
+    let config = ClientConfig { node: Name::new(CLIENT).expect("a name"), lease_ms, renew_ms: lease_ms / 4 };
     LockClient::new(config, identity, Vec::new())
 }
 
