@@ -17,13 +17,15 @@ use ::core::net::SocketAddr;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use csnap_proto::message::lock::{FromLockd, GroupReply, GroupRequest, ToLockd};
+use csnap_proto::message::lock::{FromLockd, GroupReply, GroupRequest, KeyOp, LockOp, ToLockd};
 use csnap_proto::{Caller, Frame, Name, Term, Time};
 
 use self::contact::Reached;
 pub use self::contact::{Contact, Presence};
 use self::operator::{Begun, Desk, Next, Operator, Situation};
 
+use crate::canary::{self, Canary};
+use crate::core::canary as table_canary;
 use crate::core::permission::Denied;
 use crate::core::table::{Command, Table};
 use crate::core::{self, ConnectionId, Leader, Lockd};
@@ -110,6 +112,8 @@ pub struct Replicated {
     wants_image: bool,
     /// See [`Self::gather`].
     gathers: bool,
+    /// Rules that it breaks: none, outside tests.
+    broken: (canary::Broken, table_canary::Broken),
 }
 
 impl Replicated {
@@ -128,8 +132,17 @@ impl Replicated {
         let own = Presence { node: node.clone(), pid, peer: None, clients: Vec::new() };
         let lockd = Lockd::following(node, pid, table);
         let (reached, desk) = (Reached::default(), Desk::default());
+        let broken = (config.broken, table_canary::Broken::NONE);
         let replica = Replica::new(now, config, saved);
-        Ok(Self { lockd, replica, own, reached, desk, wants_image: false, gathers: false })
+        Ok(Self { lockd, replica, own, reached, desk, wants_image: false, gathers: false, broken })
+    }
+
+    /// The same, with a table that breaks a rule: for tests of the tests. Without the cargo feature `canary` there is none.
+    #[must_use]
+    pub fn breaking(mut self, rule: table_canary::Broken) -> Self {
+        self.broken.1 = rule;
+        self.lockd.break_rule(rule);
+        self
     }
 
     /// What a new group begins with.
@@ -157,7 +170,10 @@ impl Replicated {
             Input::Received(id, Frame { id: request, message: ToLockd::Group(asked), .. }) => {
                 return self.on_operator(now, Operator { connection: id, request }, asked, out);
             }
-            Input::Received(id, frame) => Work::Core(core::Input::Received(id, frame)),
+            Input::Received(id, frame) => {
+                self.read_early(id, &frame, out);
+                Work::Core(core::Input::Received(id, frame))
+            }
             Input::Peer(message) => Work::Replica(replica::Input::Received(message)),
             Input::Reached(id, presence) => {
                 self.reached.reached(id, presence);
@@ -236,6 +252,16 @@ impl Replicated {
         &self.replica
     }
 
+    /// See [`Canary::ReadWithoutTheLog`].
+    fn read_early(&self, id: ConnectionId, frame: &Frame<ToLockd>, out: &mut Vec<Output>) {
+        if let ToLockd::Operate { sequence, op: op @ LockOp::Key(KeyOp::Get { .. }), .. } = &frame.message
+            && self.broken.0.breaks(Canary::ReadWithoutTheLog)
+        {
+            let message = FromLockd::Answer { sequence: *sequence, reply: self.lockd.table().look(op) };
+            out.push(Output::Send(id, Frame { id: frame.id, term: frame.term, message }));
+        }
+    }
+
     /// What one thing leads to, until nothing is left.
     fn run_all(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
         let mut work = VecDeque::from([first]);
@@ -291,7 +317,9 @@ impl Replicated {
             replica::Output::Install(image) => {
                 // It names the group as it is there.
                 self.wants_image = false;
-                core::Input::Installed(Box::new(decode_table(&image.state)?))
+                let mut table = decode_table(&image.state)?;
+                table.break_rule(self.broken.1);
+                core::Input::Installed(Box::new(table))
             }
             replica::Output::Established { term } => {
                 out.push(Output::Leads { term });

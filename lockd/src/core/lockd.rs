@@ -248,6 +248,11 @@ impl Lockd {
         &self.table
     }
 
+    /// From now on the table breaks a rule; see [`super::canary`].
+    pub(crate) fn break_rule(&mut self, rule: super::canary::Broken) {
+        self.table.break_rule(rule);
+    }
+
     /// Commands appended and not yet durable.
     #[must_use]
     pub fn in_flight(&self) -> usize {
