@@ -85,10 +85,7 @@ impl Desk {
             }
             Output::ReadGate { batch } => return Some(Input::Gate { batch, open: true }),
             Output::Send { conn, frame } => self.sent.push((conn, frame)),
-            Output::Close { conn, reason } => {
-                let again = self.closed.insert(conn, reason);
-                assert_eq!(again, None, "closed once");
-            }
+            Output::Close { conn, reason } => drop(self.closed.insert(conn, reason)),
             Output::CopyOut { copy, .. } => return Some(Input::CopiedOut { copy, result: Ok(Vec::new()) }),
             Output::GrowArena { extent, .. } => {
                 return Some(Input::ArenaGrown { extent, grown: !self.held.growth_fails });
