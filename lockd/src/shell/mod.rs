@@ -397,8 +397,8 @@ impl Daemon {
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Accepted(guest) if self.connections.len() >= self.connections_max => {
-                let peer = &guest.peer;
-                warn!("{peer}: connection closed: there are too many for the open files that lockd may have");
+                let from = &guest.from;
+                warn!("{from}: connection closed: there are too many for the open files that lockd may have");
                 Ok(())
             }
             Event::Accepted(guest) => {
