@@ -96,6 +96,10 @@ fn commands_that_make_no_sense_get_one_clear_line() {
         let line = cluster.refused(1, arguments);
         println!("{arguments:?}: {}", line.trim_end());
     }
+    for arguments in [&["clone", "v@a", "w"][..], &["volume", "create", "w", "--from", "v@a"]] {
+        let line = cluster.refused(1, arguments);
+        assert!(line.contains("not yet"), "{arguments:?}: {line}");
+    }
     for arguments in [
         &["volume", "create", "../etc", "--size", "1M"][..],
         &["volume", "create", "w", "--size", "many"],
