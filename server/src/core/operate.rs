@@ -288,7 +288,8 @@ impl ServerCore {
         let origin = match origin {
             Ok(_) if importer_left => {
                 self.pipeline.then(Output::RemoveHead { volume: volume.id });
-                return;
+                let reason = format!("who imports {} is gone", volume.name);
+                return self.answer(key, Err(Refusal::new(RefusalKind::Denied, reason)));
             }
             Ok(origin) => origin,
             Err(refusal) => return self.answer(key, Err(refusal)),

@@ -19,6 +19,7 @@ pub(crate) struct Held {
     pub(crate) gates: bool,
     pub(crate) copies: bool,
     pub(crate) growth_fails: bool,
+    pub(crate) tasks: bool,
 }
 
 pub(crate) struct Desk {
@@ -74,6 +75,7 @@ impl Desk {
         match output {
             Output::ReadGate { .. } if self.held.gates => self.waiting.push(output),
             Output::CopyOut { .. } if self.held.copies => self.waiting.push(output),
+            Output::Start { .. } if self.held.tasks => self.waiting.push(output),
             Output::Append { batch, body, .. } => {
                 self.journal.extend(Record::decode_batch(&body).expect("the core's own records"));
                 return Some(Input::Appended { batch });
