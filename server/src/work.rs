@@ -227,10 +227,12 @@ impl<S: Storage> Workbench<S> {
 
     async fn sync_head(&self, volume: VolumeId, origin: &Origin) -> Result<TaskDone, StorageError> {
         let file = self.files.head(volume, origin).await?;
-        if !self.broken.breaks(Canary::SkipHeadSync) {
-            self.storage.sync(&file).await?;
+        if self.broken.breaks(Canary::SkipHeadSync) {
+            return Ok(TaskDone::Done);
         }
-        Ok(TaskDone::Done)
+        // What could not be opened was not synced, and may be another time; a sync that failed is final.
+        let synced = self.storage.sync(&file).await;
+        Ok(synced.map_or_else(|error| TaskDone::SyncFailed { reason: error.to_string() }, |()| TaskDone::Done))
     }
 
     async fn inspect_origin(&self, path: String) -> Result<TaskDone, StorageError> {

@@ -109,7 +109,12 @@ pub enum TaskDone {
         /// Taken by the heads asked for, bytes.
         heads_bytes: u64,
     },
-    /// It failed.
+    /// A head was opened, and its sync failed: nothing is known of what was written to it since the last good one.
+    SyncFailed {
+        /// What the medium said.
+        reason: String,
+    },
+    /// It failed, and changed nothing.
     Failed(Refusal),
 }
 

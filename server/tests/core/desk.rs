@@ -20,6 +20,8 @@ pub(crate) struct Held {
     pub(crate) copies: bool,
     pub(crate) growth_fails: bool,
     pub(crate) tasks: bool,
+    /// What comes of syncs of heads, if not success.
+    pub(crate) sync: Option<TaskDone>,
 }
 
 pub(crate) struct Desk {
@@ -94,7 +96,8 @@ impl Desk {
                         let inode = task.0;
                         TaskDone::Inspected { path, size_bytes: 1 << 20, device: 1, inode, in_pool: false }
                     }
-                    Task::CreateHead { .. } | Task::SyncHead { .. } => TaskDone::Done,
+                    Task::SyncHead { .. } => self.held.sync.clone().unwrap_or(TaskDone::Done),
+                    Task::CreateHead { .. } => TaskDone::Done,
                 };
                 return Some(Input::TaskEnded { task, done });
             }
