@@ -232,7 +232,8 @@ impl<S: Storage> Workbench<S> {
         }
         // What could not be opened was not synced, and may be another time; a sync that failed is final.
         let synced = self.storage.sync(&file).await;
-        Ok(synced.map_or_else(|error| TaskDone::SyncFailed { reason: error.to_string() }, |()| TaskDone::Done))
+        Ok(synced
+            .map_or_else(|error| TaskDone::SyncFailed { reason: error.to_string() }, |()| TaskDone::Done))
     }
 
     async fn inspect_origin(&self, path: String) -> Result<TaskDone, StorageError> {

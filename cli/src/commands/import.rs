@@ -32,7 +32,9 @@ const AHEAD_MAX: usize = 4;
 
 pub(crate) async fn run(dir: &Path, create: &VolumeCreate, file: &Path) -> anyhow::Result<VolumeInfo> {
     let source = match open_image(file) {
-        Err(error) if is_missing(&error) && names_snapshot(file) => return not_yet("volume create --from a snapshot"),
+        Err(error) if is_missing(&error) && names_snapshot(file) => {
+            return not_yet("volume create --from a snapshot");
+        }
         opened => opened.with_context(|| file.display().to_string())?,
     };
     let length = length_of(&source, file)?;
@@ -185,6 +187,8 @@ mod tests {
             is_missing(&refused) && names_snapshot(Path::new(text))
         };
         assert!(is_snapshot("v@a"));
-        assert!(!is_snapshot("v") && !is_snapshot("/no/such/v@a") && !is_snapshot("v@") && !is_snapshot("/tmp"));
+        assert!(
+            !is_snapshot("v") && !is_snapshot("/no/such/v@a") && !is_snapshot("v@") && !is_snapshot("/tmp")
+        );
     }
 }

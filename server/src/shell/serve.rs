@@ -2,20 +2,22 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use csnap_proto::message::local::ToAgent;
 use csnap_proto::{Term, Time};
 use csnap_storage::Storage;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::{Duration, sleep};
 
+use super::closings::Closings;
 use super::connection::Connection;
 use super::link::{Link, Order};
 use super::{now, wall};
-use crate::core::{Config, ConnId, Exit, Input, Output, ServerCore};
+use crate::core::{CloseReason, Config, ConnId, Exit, Input, Output, ServerCore};
 use crate::replay::StateReplay;
 use crate::state::State;
 use crate::term::{Fatal, Journal, Pool, Position, Prepared, TakenOver};
@@ -70,7 +72,7 @@ pub(super) async fn serve<S: Storage>(
             Some(done) = server.done_in.recv() => server.digest(done?),
             Some(input) = server.events_in.recv() => input,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match server.admit(stream) {
+                Ok((stream, peer)) => match server.admit(stream, peer) {
                     Some(input) => input,
                     None => continue,
                 },
@@ -101,6 +103,7 @@ struct Server<S: Storage> {
     core: ServerCore,
     bench: Workbench<S>,
     connections: BTreeMap<ConnId, Connection>,
+    closings: Rc<Closings>,
     last_conn: u64,
     next_look: Time,
     /// When a checkpoint is due although the journal is short: it makes the files of earlier terms superfluous.
@@ -122,6 +125,7 @@ impl<S: Storage> Server<S> {
             core,
             bench,
             connections,
+            closings: Rc::default(),
             last_conn: 0,
             next_look: Time(0),
             first_checkpoint: Some(now().after(FIRST_CHECKPOINT_AFTER)),
@@ -133,10 +137,10 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    fn admit(&mut self, stream: tokio::net::TcpStream) -> Option<Input> {
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) -> Option<Input> {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        match Connection::start(conn, stream, self.events.clone()) {
+        match Connection::start(conn, stream, peer, self.events.clone(), self.closings.clone()) {
             Ok(connection) => {
                 self.connections.insert(conn, connection);
                 Some(Input::Accepted { conn })
@@ -168,6 +172,7 @@ impl<S: Storage> Server<S> {
         }
         self.wish_for_checkpoint(&mut out);
         self.look_for_the_dead();
+        self.closings.sum_up(now());
         self.core.end_turn(&mut out);
         Ok(self.perform(out))
     }
@@ -207,16 +212,31 @@ impl<S: Storage> Server<S> {
         });
     }
 
+    /// Closes the connection of a peer that does not read what it asked for. Its session stays.
+    fn cut_off(&mut self, conn: ConnId) {
+        let Some(connection) = self.connections.remove(&conn) else { return };
+        self.closings.note(now(), connection.peer(), CloseReason::Unread);
+        connection.cut();
+        let events = self.events.clone();
+        spawn_local(async move { drop(events.send(Input::Closed { conn }).await) });
+    }
+
     /// Carries outputs out, in order. Those that take time report by themselves.
     fn perform(&mut self, out: Vec<Output>) -> Option<Exit> {
         for output in out {
             match output {
                 Output::Send { conn, frame } => {
-                    if let Some(connection) = self.connections.get(&conn) {
-                        connection.send(&frame);
+                    if self.connections.get(&conn).is_some_and(|connection| !connection.send(&frame)) {
+                        self.cut_off(conn);
                     }
                 }
-                Output::Close { conn } => drop(self.connections.remove(&conn)),
+                Output::Close { conn, reason } => {
+                    if let Some(connection) = self.connections.remove(&conn)
+                        && let Some(reason) = reason
+                    {
+                        self.closings.note(now(), connection.peer(), reason);
+                    }
+                }
                 Output::Exit { reason } => return Some(reason),
                 output => {
                     let (bench, done) = (self.bench.clone(), self.done.clone());

@@ -1,6 +1,6 @@
 //! The desk around the core does what a shell would, at once and without failure, unless a test holds something back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
@@ -8,7 +8,7 @@ use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{
     Frame, InstanceId, PoolId, RequestId, Secret, Sequence, SessionId, Term, Time, VolumeId, WallMillis,
 };
-use csnap_server::core::{Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
+use csnap_server::core::{CloseReason, Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
 use csnap_server::state::{Record, State};
 
 use crate::words::{create_snapshot, create_volume, name, newcomer, range, target, token};
@@ -28,7 +28,8 @@ pub(crate) struct Desk {
     pub(crate) core: ServerCore,
     now: Time,
     sent: Vec<(ConnId, Frame<FromServer>)>,
-    pub(crate) closed: Vec<ConnId>,
+    /// With the reason that is logged.
+    pub(crate) closed: BTreeMap<ConnId, Option<CloseReason>>,
     pub(crate) exit: Option<Exit>,
     pub(crate) held: Held,
     pub(crate) waiting: Vec<Output>,
@@ -49,7 +50,7 @@ impl Desk {
             core,
             now: Time(0),
             sent: Vec::new(),
-            closed: Vec::new(),
+            closed: BTreeMap::new(),
             exit: None,
             held: Held::default(),
             waiting: Vec::new(),
@@ -84,7 +85,7 @@ impl Desk {
             }
             Output::ReadGate { batch } => return Some(Input::Gate { batch, open: true }),
             Output::Send { conn, frame } => self.sent.push((conn, frame)),
-            Output::Close { conn } => self.closed.push(conn),
+            Output::Close { conn, reason } => drop(self.closed.insert(conn, reason)),
             Output::CopyOut { copy, .. } => return Some(Input::CopiedOut { copy, result: Ok(Vec::new()) }),
             Output::GrowArena { extent, .. } => {
                 return Some(Input::ArenaGrown { extent, grown: !self.held.growth_fails });
