@@ -177,6 +177,29 @@ impl Cluster {
         found.expect("just found")
     }
 
+    /// Where whoever serves listens.
+    pub(crate) fn server_address(&self) -> String {
+        let status = self.status();
+        status["server"]["address"].as_str().expect("an address").trim().to_owned()
+    }
+
+    /// Where the first lockd listens.
+    pub(crate) fn lockd_address(&self) -> String {
+        let path = self.data().join("lockd1/data/address");
+        std::fs::read_to_string(path).expect("lockd's address").lines().next().expect("a line").to_owned()
+    }
+
+    /// Process id of the only lockd.
+    pub(crate) fn lockd(&self) -> u32 {
+        let is_lockd = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|&byte| byte == 0).any(|word| word == b"lockd")
+        };
+        let all: Vec<u32> = self.processes().into_iter().filter(is_lockd).collect();
+        assert_eq!(all.len(), 1, "one lockd: {all:?}");
+        all[0]
+    }
+
     /// URI of a volume or snapshot on a node's exporter, over its unix socket.
     pub(crate) fn uri(&self, node: u32, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket(node).display())
