@@ -52,6 +52,12 @@ impl<S: Storage> Workbench<S> {
         }
     }
 
+    /// The same, with fewer heads and arenas kept open than [`copy::FILES_KEPT_OPEN_MAX`] of each.
+    #[must_use]
+    pub fn keeping_open(self, most: usize) -> Self {
+        Self { files: self.files.keeping_open(most), ..self }
+    }
+
     /// The same, with the rule that a test breaks.
     #[must_use]
     pub fn breaking(self, broken: Broken) -> Self {

@@ -39,6 +39,7 @@ pub use self::closing::CloseReason;
 pub use self::io::{
     BatchId, ConnId, CopyError, CopyId, CopyOut, Exit, Input, Output, Task, TaskDone, TaskId,
 };
+pub use self::operate::TASKS_AT_ONCE;
 
 use self::commit::Pipeline;
 use self::connection::Connections;

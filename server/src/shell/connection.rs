@@ -54,19 +54,22 @@ struct Outgoing {
     /// There are bytes, or the end was reached.
     changed: Notify,
     ending: Cell<bool>,
+    /// Counts sockets that are open: this one is until everything queued is sent, longer than its connection.
+    _open: Rc<()>,
     /// Requests that may still come before an answer goes out.
     permits: Semaphore,
 }
 
 impl Connection {
     /// Starts reading and writing. Frames and the end of the connection go to `events`; `closings` is told of a peer that
-    /// does not speak our protocol.
+    /// does not speak our protocol. `open` is held while the socket is open.
     pub(super) fn start(
         conn: ConnId,
         stream: TcpStream,
         peer: SocketAddr,
         events: mpsc::Sender<Input>,
         closings: Rc<Closings>,
+        open: Rc<()>,
     ) -> std::io::Result<Self> {
         tune(&stream)?;
         let (read, write) = stream.into_split();
@@ -74,6 +77,7 @@ impl Connection {
             bytes: RefCell::default(),
             changed: Notify::new(),
             ending: Cell::new(false),
+            _open: open,
             permits: Semaphore::new(REQUESTS_PER_CONNECTION_MAX),
         });
         let writer = spawn_local(send_all(write, outgoing.clone()));

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use csnap_proto::limits::CONNECTIONS_MAX;
 use csnap_proto::message::local::ToAgent;
-use csnap_proto::{Term, Time};
+use csnap_proto::{Descriptors, Term, Time};
 use csnap_storage::Storage;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
@@ -17,6 +19,7 @@ use super::closings::Closings;
 use super::connection::Connection;
 use super::link::{Link, Order};
 use super::{now, wall};
+use crate::copy::FILES_KEPT_OPEN_MAX;
 use crate::core::{CloseReason, Config, ConnId, Exit, Input, Output, ServerCore};
 use crate::replay::StateReplay;
 use crate::state::State;
@@ -54,7 +57,10 @@ pub(super) async fn serve<S: Storage>(
     let (journal, state) = (taken.journal, taken.replay.into_state());
     let term = journal.term();
     let core = ServerCore::new(term, config, state, now(), wall());
-    let mut server = Server::new(core, Workbench::new(&pool, journal.clone()));
+    let descriptors = Descriptors::new(getrlimit(Resource::Nofile).current);
+    let kept_open = descriptors.kept_open(FILES_KEPT_OPEN_MAX);
+    let bench = Workbench::new(&pool, journal.clone()).keeping_open(kept_open);
+    let mut server = Server::new(core, bench, descriptors.connections(CONNECTIONS_MAX));
     let mut keeper = spawn_local(keep_segments(journal));
     let _life = show_life(&server.bench).await?;
     link.tell(ToAgent::ServerServing { term });
@@ -103,6 +109,10 @@ struct Server<S: Storage> {
     core: ServerCore,
     bench: Workbench<S>,
     connections: BTreeMap<ConnId, Connection>,
+    /// Sockets at once; as many as leave the files of the pool theirs.
+    connections_max: usize,
+    /// One clone for each socket that is open, whether its connection counts or not.
+    open: Rc<()>,
     closings: Rc<Closings>,
     last_conn: u64,
     next_look: Time,
@@ -117,7 +127,7 @@ struct Server<S: Storage> {
 }
 
 impl<S: Storage> Server<S> {
-    fn new(core: ServerCore, bench: Workbench<S>) -> Self {
+    fn new(core: ServerCore, bench: Workbench<S>, connections_max: usize) -> Self {
         let (events, events_in) = mpsc::channel(EVENTS_QUEUED_MAX);
         let (done, done_in) = mpsc::unbounded_channel();
         let connections = BTreeMap::new();
@@ -125,6 +135,8 @@ impl<S: Storage> Server<S> {
             core,
             bench,
             connections,
+            connections_max,
+            open: Rc::default(),
             closings: Rc::default(),
             last_conn: 0,
             next_look: Time(0),
@@ -138,9 +150,15 @@ impl<S: Storage> Server<S> {
     }
 
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) -> Option<Input> {
+        let open = Rc::strong_count(&self.open) - 1;
+        if open >= self.connections_max {
+            self.closings.note(now(), peer, CloseReason::TooMany);
+            return None;
+        }
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        match Connection::start(conn, stream, peer, self.events.clone(), self.closings.clone()) {
+        let (events, closings) = (self.events.clone(), self.closings.clone());
+        match Connection::start(conn, stream, peer, events, closings, self.open.clone()) {
             Ok(connection) => {
                 self.connections.insert(conn, connection);
                 Some(Input::Accepted { conn })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{Frame, FreeBatchId, RequestId, Sequence, SessionId, Term};
-use csnap_server::core::{CloseReason, ConnId, Exit, Input, Output};
+use csnap_server::core::{CloseReason, ConnId, Exit, Input, Output, TASKS_AT_ONCE};
 
 use crate::desk::Desk;
 use crate::words::{create_volume, name, newcomer, range, refused};
@@ -136,4 +136,19 @@ fn connections_beyond_the_most_are_closed_and_those_that_are_there_stay() {
     assert_eq!(desk.closed.len(), 2, "two were there before");
     assert!(desk.closed.values().all(|reason| *reason == Some(CloseReason::TooMany)));
     assert_eq!(refused(&desk.write(0, 1)), None);
+}
+
+#[test]
+fn file_operations_that_sessions_ask_for_are_so_many_at_once_and_all_are_done() {
+    let mut desk = Desk::with_writer();
+    desk.held.tasks = true;
+    let ask = |desk: &mut Desk, sequence: u64| {
+        let request = create_volume(&format!("v{sequence}"));
+        let sequence = Sequence(sequence);
+        desk.say(ConnId(1), ToServer::Operate { sequence, lowest_unanswered: Sequence(2), request })
+    };
+    let asked: Vec<RequestId> = (2..62).map(|sequence| ask(&mut desk, sequence)).collect();
+    assert_eq!(desk.waiting.len(), TASKS_AT_ONCE);
+    desk.release();
+    assert!(asked.iter().all(|&id| matches!(desk.answer_to(id), Some(FromServer::Operated(_)))));
 }

@@ -27,6 +27,8 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     nodes: u32,
+    /// Soft and hard limit of open files, if not ours.
+    descriptors: Option<(u32, u32)>,
     up: Option<Child>,
 }
 
@@ -34,7 +36,15 @@ impl Cluster {
     /// Starts `nodes` nodes and waits until the volume `demo` can be had.
     pub(crate) fn start(nodes: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, up: None };
+        let mut cluster = Self { dir, nodes, descriptors: None, up: None };
+        cluster.up();
+        cluster
+    }
+
+    /// As [`Cluster::start`], with processes that may open so many files: soft and hard limit.
+    pub(crate) fn start_with_descriptors(nodes: u32, soft: u32, hard: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
+        let mut cluster = Self { dir, nodes, descriptors: Some((soft, hard)), up: None };
         cluster.up();
         cluster
     }
@@ -68,7 +78,16 @@ impl Cluster {
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");
         let log = std::fs::File::create(self.dir.path().join("up.log")).expect("a log");
-        let up = Command::new(binary())
+        let mut command = match self.descriptors {
+            None => Command::new(binary()),
+            Some((soft, hard)) => {
+                let mut shell = Command::new("sh");
+                let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
+                shell.args(["-c", &script, "sh"]).arg(binary());
+                shell
+            }
+        };
+        let up = command
             .arg("--dir")
             .arg(self.data())
             .args(["up", "--nodes", &self.nodes.to_string(), "--nbd", "127.0.0.1:0"])

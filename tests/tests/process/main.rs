@@ -10,6 +10,7 @@
 mod certificates;
 mod clients;
 mod cluster;
+mod descriptors;
 mod failover;
 mod flusher;
 mod freeze;
