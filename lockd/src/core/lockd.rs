@@ -249,6 +249,7 @@ impl Lockd {
     }
 
     /// From now on the table breaks a rule; see [`super::canary`].
+    #[cfg(feature = "replica")]
     pub(crate) fn break_rule(&mut self, rule: super::canary::Broken) {
         self.table.break_rule(rule);
     }
