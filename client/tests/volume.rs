@@ -195,6 +195,7 @@ fn answer(script: &Script, frame: &Frame<ToServer>) -> Option<FromServer> {
             FromServer::IdentifyOk(IdentifyOk {
                 geometry: (identify.attach != Attach::Operator).then(|| Geometry {
                     volume: VolumeId(7),
+                    snapshot: None,
                     target: target("demo"),
                     size_bytes: SIZE,
                     chunk: ChunkSize::MIN,

@@ -139,6 +139,49 @@ fn one_exporter_has_a_volume_until_its_last_connection_ends() {
 }
 
 #[test]
+fn a_name_means_what_it_is_called_now() {
+    let cluster = Cluster::start();
+    let (_exporter, socket) = cluster.start_exporter("n1");
+    let rename = |from: &str, to: &str| {
+        cluster.operate(OperatorRequest::VolumeRename { from: name(from), to: name(to) });
+    };
+    cluster.create_volume("demo", 16 * MIB as u64);
+    let mut guest = Client::attach(&socket, "demo", true);
+    write(&mut guest, 0, &[1; 4096]);
+    cluster.create_snapshot("demo@a");
+    let mut reader = Client::attach(&socket, "demo@a", true);
+
+    rename("demo", "old");
+    cluster.create_volume("demo", 8 * MIB as u64);
+    let mut other = Client::attach(&socket, "demo", true);
+    assert_eq!(read(&mut other, 0, 4096), [0; 4096], "a new volume, not the guest's");
+    write(&mut other, 0, &[2; 4096]);
+    assert_eq!(read(&mut guest, 0, 4096), [1; 4096]);
+    let mut second = Client::attach(&socket, "old", true);
+    assert_eq!(read(&mut second, 0, 4096), [1; 4096], "the guest's disk by its new name");
+    assert_eq!((attached(&cluster, "old"), attached(&cluster, "demo")), (2, 1));
+    wait_until("the report names them as they were opened last", || {
+        let told: Vec<String> = cluster.reports().iter().map(|report| report.target.to_string()).collect();
+        told == ["old", "demo@a", "demo"]
+    });
+
+    write(&mut guest, 0, &[3; 4096]);
+    let from = "old@a".parse().expect("a target");
+    cluster.operate(OperatorRequest::SnapshotRename { target: from, to: name("b") });
+    cluster.create_snapshot("old@a");
+    let mut younger = Client::attach(&socket, "old@a", true);
+    assert_eq!(read(&mut younger, 0, 4096), [3; 4096], "the snapshot that has the name now");
+    assert_eq!(read(&mut reader, 0, 4096), [1; 4096]);
+
+    let target = "old@a".parse().expect("a target");
+    cluster.operate(OperatorRequest::SnapshotDelete { target, force: true });
+    cluster.create_snapshot("old@a");
+    let mut youngest = Client::attach(&socket, "old@a", true);
+    assert_eq!(read(&mut youngest, 0, 4096), [3; 4096], "a reader of the deleted one is not in the way");
+    drop(younger);
+}
+
+#[test]
 fn connections_outlive_servers_and_requests_wait() {
     let mut cluster = Cluster::start();
     cluster.create_volume("demo", 16 * MIB as u64);
@@ -155,13 +198,14 @@ fn connections_outlive_servers_and_requests_wait() {
         head.request(cmd::WRITE, 0, 1, place, 4096, &[round; 4096]);
         frozen.request(cmd::READ, 0, 1, place, 4096, b"");
         assert_eq!(read(&mut head, 0, 4096), vec![round; 4096], "a request that waits holds up no other");
-        let mut late = Client::attach(&socket, "demo", true);
-        assert_eq!(
-            read(&mut late, 0, 4096),
-            vec![round; 4096],
-            "what is attached can be joined without a server"
-        );
+        // Only a server knows what a name means now: who joins waits for it.
+        let joining = std::thread::spawn({
+            let socket = socket.clone();
+            move || Client::attach(&socket, "demo", true)
+        });
         cluster.start_server();
+        let mut late = joining.join().expect("joined");
+        assert_eq!(read(&mut late, 0, 4096), vec![round; 4096]);
         assert_eq!(head.reply().expect("an answer").errno, 0);
         assert_eq!(frozen.reply().expect("an answer").bytes(), [0; 4096]);
         cluster.create_snapshot(&format!("demo@s{round}"));

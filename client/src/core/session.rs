@@ -249,8 +249,9 @@ impl ClientCore {
         }
         match &mut self.attached {
             Some(attached) => {
-                let same =
-                    attached.geometry.volume == geometry.volume && attached.geometry.chunk == geometry.chunk;
+                let known = &attached.geometry;
+                let same = (known.volume, known.snapshot, known.chunk)
+                    == (geometry.volume, geometry.snapshot, geometry.chunk);
                 if !same {
                     return self.break_off(now, "the session has another volume", out);
                 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use csnap_client::{ErrnoClass, RequestError, Volume};
-use csnap_proto::Target;
 
 use crate::export::{Attempt, BlockExtent, ErrorKind, Export, ExportError, Zeroing};
 
@@ -18,19 +17,12 @@ const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// See the module.
 #[derive(Debug)]
 pub struct VolumeExport {
-    target: Target,
     volume: Arc<Volume>,
 }
 
 impl VolumeExport {
-    pub(super) fn new(target: Target, volume: Arc<Volume>) -> Self {
-        Self { target, volume }
-    }
-
-    /// What is attached, by the name that it was asked for.
-    #[must_use]
-    pub fn target(&self) -> &Target {
-        &self.target
+    pub(super) fn new(volume: Arc<Volume>) -> Self {
+        Self { volume }
     }
 
     /// The attachment.

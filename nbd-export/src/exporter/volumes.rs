@@ -1,9 +1,12 @@
 //! What can be attached by name, and the attachments: `VOL` is a volume's head, `VOL@SNAP` a snapshot; the empty name is
 //! the only volume, else `demo`.
 //!
-//! All connections of one name share one attachment, made with the first and given back with the last. Invariant: making
-//! and giving back the attachment of one name never overlap: its `Slot` is locked meanwhile. Nothing of a name stays when
-//! nobody uses it.
+//! Names are the server's: it is asked at every opening what a name means now. An attachment stays with the volume or
+//! snapshot that it was made of, whatever that is called later.
+//!
+//! All connections to one volume or snapshot share one attachment, made with the first and given back with the last.
+//! Invariant: making and giving back the attachment of one of them never overlap: its `Slot` is locked meanwhile. Nothing
+//! of it stays when nobody uses it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +16,8 @@ use csnap_proto::message::local::ClientReport;
 use csnap_proto::message::operate::{
     OperatorReply, OperatorRequest, Refusal, RefusalKind, SnapshotInfo, VolumeInfo,
 };
-use csnap_proto::{Name, Target, Term};
+use csnap_proto::message::volume::Geometry;
+use csnap_proto::{Epoch, Name, Target, Term, VolumeId};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -26,17 +30,41 @@ const LISTED_MAX: usize = 10_000;
 /// The volume that the empty name means when there are several.
 const DEFAULT_NAME: &str = "demo";
 
+/// How often a name is looked up for one opening, if it means something else each time.
+const LOOKUPS_MAX: u32 = 4;
+
+/// What a name means at one moment. Never used again for anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    volume: VolumeId,
+    /// Absent for the head.
+    snapshot: Option<Epoch>,
+}
+
+impl From<&Geometry> for Identity {
+    fn from(geometry: &Geometry) -> Self {
+        Self { volume: geometry.volume, snapshot: geometry.snapshot }
+    }
+}
+
 /// See the module.
 pub struct Volumes {
     client: ClientConfig,
     operator: tokio::sync::Mutex<Operator>,
-    slots: Mutex<BTreeMap<Target, Arc<tokio::sync::Mutex<Slot>>>>,
+    slots: Mutex<BTreeMap<Identity, Arc<tokio::sync::Mutex<Slot>>>>,
     /// What is attached, for reports; entries come and go with the slots'.
-    attached: Mutex<BTreeMap<Target, (Arc<VolumeExport>, u32)>>,
+    attached: Mutex<BTreeMap<Identity, Reported>>,
     changed: Notify,
 }
 
-/// The attachment of one name, with the connections that use it.
+struct Reported {
+    /// By the name that it was opened by last.
+    target: Target,
+    export: Arc<VolumeExport>,
+    connections: u32,
+}
+
+/// The attachment of one volume or snapshot, with the connections that use it.
 #[derive(Default)]
 struct Slot {
     export: Option<Arc<VolumeExport>>,
@@ -63,19 +91,19 @@ impl Volumes {
     /// What is attached, for `status`.
     pub fn report(&self) -> Vec<ClientReport> {
         let attached = locked(&self.attached);
-        let report = |(target, (export, connections)): (&Target, &(Arc<VolumeExport>, u32))| ClientReport {
-            target: target.clone(),
-            messages: export.volume().messages(),
-            connections: *connections,
-            waiting: export.volume().waiting(),
+        let report = |reported: &Reported| ClientReport {
+            target: reported.target.clone(),
+            messages: reported.export.volume().messages(),
+            connections: reported.connections,
+            waiting: reported.export.volume().waiting(),
         };
-        ClientReport::first_that_fit(attached.iter().map(report))
+        ClientReport::first_that_fit(attached.values().map(report))
     }
 
     /// A server serves under `term`: nobody waits for an older one any more.
     pub fn server_serves(&self, term: Term) {
-        for (export, _) in locked(&self.attached).values() {
-            export.volume().server_serves(term);
+        for reported in locked(&self.attached).values() {
+            reported.export.volume().server_serves(term);
         }
     }
 
@@ -148,34 +176,48 @@ impl Volumes {
         Ok(Target { volume, snapshot: None })
     }
 
-    fn attached_info(&self, target: &Target) -> Option<ExportInfo> {
-        locked(&self.attached)
-            .get(target)
-            .map(|(export, _)| describe(target, export.volume().geometry().size_bytes))
+    /// What the server knows by this name, and its size in bytes.
+    async fn look_up(&self, target: &Target) -> Result<(Identity, u64), OpenError> {
+        let request = match &target.snapshot {
+            None => OperatorRequest::VolumeShow { name: target.volume.clone() },
+            Some(_) => OperatorRequest::SnapshotShow { target: target.clone() },
+        };
+        match self.ask(request).await? {
+            OperatorReply::Volume(volume) => {
+                Ok((Identity { volume: volume.id, snapshot: None }, volume.size_bytes))
+            }
+            OperatorReply::Snapshot(snapshot) => {
+                let identity = Identity { volume: snapshot.volume, snapshot: Some(snapshot.epoch) };
+                Ok((identity, snapshot.size_bytes))
+            }
+            other => Err(unexpected(&other)),
+        }
     }
 
-    /// The slot of a name, made if need be; to be given back with [`Self::leave`].
-    fn enter(&self, target: &Target) -> Arc<tokio::sync::Mutex<Slot>> {
-        Arc::clone(locked(&self.slots).entry(target.clone()).or_default())
+    /// The slot of a volume or snapshot, made if need be; to be given back with [`Self::leave`].
+    fn enter(&self, identity: Identity) -> Arc<tokio::sync::Mutex<Slot>> {
+        Arc::clone(locked(&self.slots).entry(identity).or_default())
     }
 
     /// Forgets a slot that nobody uses. `slot` is the caller's.
-    fn leave(&self, target: &Target, slot: Arc<tokio::sync::Mutex<Slot>>) {
+    fn leave(&self, identity: Identity, slot: Arc<tokio::sync::Mutex<Slot>>) {
         let mut slots = locked(&self.slots);
         let unused = slot.try_lock().is_ok_and(|slot| slot.export.is_none());
         // The map's and the caller's: whoever else enters has to get past the map's lock.
         if unused && Arc::strong_count(&slot) == 2 {
-            slots.remove(target);
+            slots.remove(&identity);
         }
         // Before the map is unlocked: of two that leave at once, the second must see that it is the last.
         drop(slot);
     }
 
+    /// The slot's attachment, made under this name if need be; none if the name means something else by now.
     async fn attach(
         &self,
+        identity: Identity,
         target: &Target,
         slot: &tokio::sync::Mutex<Slot>,
-    ) -> Result<Arc<VolumeExport>, OpenError> {
+    ) -> Result<Option<Arc<VolumeExport>>, OpenError> {
         let mut slot = slot.lock().await;
         let export = match &slot.export {
             Some(export) => Arc::clone(export),
@@ -185,32 +227,39 @@ impl Volumes {
                         RequestError::Refused(refusal) => refused(&refusal),
                         error => OpenError::Refused(error.to_string()),
                     })?;
+                if Identity::from(volume.geometry()) != identity {
+                    let _ = volume.release().await; // Nothing was written through it.
+                    return Ok(None);
+                }
                 info!(%target, "attached");
-                Arc::new(VolumeExport::new(target.clone(), volume))
+                Arc::new(VolumeExport::new(volume))
             }
         };
         slot.export = Some(Arc::clone(&export));
         slot.connections += 1;
-        locked(&self.attached).insert(target.clone(), (Arc::clone(&export), slot.connections));
-        Ok(export)
+        let reported =
+            Reported { target: target.clone(), export: Arc::clone(&export), connections: slot.connections };
+        locked(&self.attached).insert(identity, reported);
+        Ok(Some(export))
     }
 
-    async fn detach(&self, target: &Target, slot: &tokio::sync::Mutex<Slot>) {
+    async fn detach(&self, identity: Identity, slot: &tokio::sync::Mutex<Slot>) {
         let mut slot = slot.lock().await;
         slot.connections -= 1;
-        if let Some((_, connections)) = locked(&self.attached).get_mut(target) {
-            *connections = slot.connections;
+        if let Some(reported) = locked(&self.attached).get_mut(&identity) {
+            reported.connections = slot.connections;
         }
         if slot.connections > 0 {
             return;
         }
         if let Some(export) = slot.export.take() {
+            let target = export.volume().target();
             match export.volume().release().await {
                 Ok(()) => info!(%target, "given back"),
                 Err(error) => warn!(%target, "given back, but what was not flushed may be lost: {error}"),
             }
         }
-        locked(&self.attached).remove(target);
+        locked(&self.attached).remove(&identity);
     }
 }
 
@@ -231,38 +280,31 @@ impl Exports for Volumes {
 
     async fn info(&self, name: &str) -> Result<ExportInfo, OpenError> {
         let target = self.resolve(name).await?;
-        if let Some(info) = self.attached_info(&target) {
-            return Ok(info);
-        }
-        let size_bytes = match &target.snapshot {
-            None => match self.ask(OperatorRequest::VolumeShow { name: target.volume.clone() }).await? {
-                OperatorReply::Volume(volume) => volume.size_bytes,
-                other => return Err(unexpected(&other)),
-            },
-            Some(_) => match self.ask(OperatorRequest::SnapshotShow { target: target.clone() }).await? {
-                OperatorReply::Snapshot(snapshot) => snapshot.size_bytes,
-                other => return Err(unexpected(&other)),
-            },
-        };
+        let (_, size_bytes) = self.look_up(&target).await?;
         Ok(describe(&target, size_bytes))
     }
 
     async fn open(&self, name: &str) -> Result<(ExportInfo, Arc<VolumeExport>), OpenError> {
-        let target = self.resolve(name).await?;
-        let guard = Entered { volumes: self, target: &target, slot: Some(self.enter(&target)) };
-        let slot = guard.slot.as_ref().expect("taken when it is dropped");
-        let export = self.attach(&target, slot).await?;
-        drop(guard);
-        self.changed.notify_one();
-        Ok((describe(&target, export.volume().geometry().size_bytes), export))
+        for _ in 0..LOOKUPS_MAX {
+            let target = self.resolve(name).await?;
+            let (identity, _) = self.look_up(&target).await?;
+            let entered = Entered::new(self, identity);
+            let attached = self.attach(identity, &target, entered.slot()).await?;
+            drop(entered);
+            if let Some(export) = attached {
+                self.changed.notify_one();
+                return Ok((describe(&target, export.volume().geometry().size_bytes), export));
+            }
+        }
+        Err(OpenError::Busy(format!("{name} means something else again and again; try again")))
     }
 
     async fn release(&self, export: Arc<VolumeExport>) {
-        let target = export.target().clone();
+        let identity = Identity::from(export.volume().geometry());
         drop(export);
-        let guard = Entered { volumes: self, target: &target, slot: Some(self.enter(&target)) };
-        self.detach(&target, guard.slot.as_ref().expect("taken when it is dropped")).await;
-        drop(guard);
+        let entered = Entered::new(self, identity);
+        self.detach(identity, entered.slot()).await;
+        drop(entered);
         self.changed.notify_one();
     }
 }
@@ -270,14 +312,24 @@ impl Exports for Volumes {
 /// Leaves a slot also when the future that entered it is dropped halfway.
 struct Entered<'a> {
     volumes: &'a Volumes,
-    target: &'a Target,
+    identity: Identity,
     slot: Option<Arc<tokio::sync::Mutex<Slot>>>,
+}
+
+impl<'a> Entered<'a> {
+    fn new(volumes: &'a Volumes, identity: Identity) -> Self {
+        Self { volumes, identity, slot: Some(volumes.enter(identity)) }
+    }
+
+    fn slot(&self) -> &tokio::sync::Mutex<Slot> {
+        self.slot.as_ref().expect("taken when it is dropped")
+    }
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.volumes.leave(self.target, slot);
+            self.volumes.leave(self.identity, slot);
         }
     }
 }

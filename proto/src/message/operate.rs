@@ -184,6 +184,8 @@ pub struct Attachment {
 /// A snapshot, as shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotInfo {
+    /// Identity of the volume.
+    pub volume: VolumeId,
     /// Volume and name.
     pub target: Target,
     /// Identity in the volume.

@@ -85,6 +85,8 @@ impl Head {
 pub struct Geometry {
     /// Identity, stable over renames.
     pub volume: VolumeId,
+    /// Of a snapshot: its identity in the volume, stable over renames.
+    pub snapshot: Option<Epoch>,
     /// Name at this moment, for people.
     pub target: Target,
     /// Bytes; of the snapshot, if it is one.

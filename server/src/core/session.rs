@@ -167,7 +167,7 @@ impl ServerCore {
         let head = super::show::head_of(&v.origin);
         let target = Target { volume: v.name.clone(), snapshot: snapshot.map(|s| s.name.clone()) };
         let size_bytes = snapshot.map_or(v.size_bytes, |s| s.size_bytes);
-        Some(Geometry { volume, target, size_bytes, chunk: v.chunk, head })
+        Some(Geometry { volume, snapshot: epoch, target, size_bytes, chunk: v.chunk, head })
     }
 
     /// The volume that the session of this connection writes.

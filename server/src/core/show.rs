@@ -121,6 +121,7 @@ impl ServerCore {
         let name = self.state.volume(volume).map(|v| v.name.clone()).expect("callers looked it up");
         let snapshot = self.state.snapshot(volume, epoch).expect("callers looked it up");
         SnapshotInfo {
+            volume,
             target: Target { volume: name, snapshot: Some(snapshot.name.clone()) },
             epoch,
             size_bytes: snapshot.size_bytes,

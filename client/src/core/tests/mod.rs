@@ -51,6 +51,7 @@ fn reader_config() -> CoreConfig {
 fn identify_ok(epoch: u64, all_unique: bool, advice_follows: bool) -> IdentifyOk {
     let geometry = Geometry {
         volume: VolumeId(7),
+        snapshot: None,
         target: Target { volume: name("demo"), snapshot: None },
         size_bytes: CHUNKS * CHUNK,
         chunk: ChunkSize::MIN,
