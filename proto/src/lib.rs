@@ -6,6 +6,7 @@
 //!
 //! - [`ids`]: what things are called (volumes, snapshots, sessions, terms, epochs);
 //! - [`units`]: how much of something (time, chunks, byte ranges, places in the store);
+//! - [`descriptors`]: how open files are shared out;
 //! - [`limits`]: every bound that a peer can run into;
 //! - [`frame`]: header, checksum, incremental decoding;
 //! - [`message`]: what is said, family by family.
@@ -13,12 +14,14 @@
 //! *Architecture Invariant*: decoding never panics and never allocates more than a frame may hold
 //! ([`limits::FRAME_BYTES_MAX`]), whatever the bytes are.
 
+pub mod descriptors;
 pub mod frame;
 pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod units;
 
+pub use descriptors::Descriptors;
 pub use frame::{Frame, FrameDecoder, FrameError};
 pub use ids::*;
 pub use units::*;

@@ -28,8 +28,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use csnap_proto::message::lock::ToLockd;
-use csnap_proto::{Frame, Time};
+use csnap_proto::{Descriptors, Frame, Time};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
+use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -40,7 +41,7 @@ use self::hello::{Hello, founders_checksum};
 use self::peers::{Own, Peers};
 use self::socket::now;
 use crate::canary::Broken;
-use crate::core::ConnectionId;
+use crate::core::{ConnectionId, LOCKD_CONNECTIONS_MAX};
 use crate::replica::{
     Base, ClusterId, Forming, Heard, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write, Wrote,
 };
@@ -106,6 +107,8 @@ struct Daemon {
     own: Own,
     peers: Peers,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// As many as leave the log its files; the core's own limit is lower, unless the process may have few open.
+    connections_max: usize,
     last_connection: u64,
     events: Events,
     inbox: mpsc::Receiver<Event>,
@@ -157,6 +160,7 @@ impl Daemon {
         let own = Rc::new(Cell::new(Hello { heard, founders: founders_checksum(&config.peers) }));
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let peers = Peers::new(Rc::clone(&own), events.clone());
+        let descriptors = Descriptors::new(getrlimit(Resource::Nofile).current);
         Ok(Self {
             config: config.clone(),
             replica_config,
@@ -167,6 +171,7 @@ impl Daemon {
             own,
             peers,
             connections: BTreeMap::new(),
+            connections_max: descriptors.connections(2 * LOCKD_CONNECTIONS_MAX),
             last_connection: 0,
             events,
             inbox,
@@ -293,6 +298,10 @@ impl Daemon {
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
+            Event::Accepted(_, peer) if self.connections.len() >= self.connections_max => {
+                warn!("{peer}: connection closed: there are too many for the open files that lockd may have");
+                Ok(())
+            }
             Event::Accepted(stream, peer) => {
                 self.last_connection += 1;
                 let id = ConnectionId(self.last_connection);

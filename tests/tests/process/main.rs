@@ -9,6 +9,7 @@
 
 mod clients;
 mod cluster;
+mod descriptors;
 mod failover;
 mod flusher;
 mod freeze;
