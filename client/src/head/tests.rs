@@ -28,7 +28,14 @@ impl Pool {
 
     fn geometry(&self, head: Head) -> Geometry {
         let target = Target { volume: Name::new("demo").expect("a name"), snapshot: None };
-        Geometry { volume: VolumeId(7), snapshot: None, target, size_bytes: SIZE, chunk: ChunkSize::MIN, head }
+        Geometry {
+            volume: VolumeId(7),
+            snapshot: None,
+            target,
+            size_bytes: SIZE,
+            chunk: ChunkSize::MIN,
+            head,
+        }
     }
 
     fn open(&self, shared: bool) -> Result<HeadFile, RequestError> {
