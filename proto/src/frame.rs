@@ -29,7 +29,8 @@ const MAGIC: [u8; 4] = *b"CSNP";
 /// Version of the framing and the messages.
 ///
 /// 1: the first. 2: lists in pages, Reaped names heads, Fence takes nodes. 3: flags, persistent locks and keys of lockd.
-pub const VERSION: u8 = 3;
+/// 4: lockspaces.
+pub const VERSION: u8 = 4;
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;

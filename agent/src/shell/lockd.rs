@@ -46,6 +46,11 @@ impl Link {
         Self { addresses, events, current: None }
     }
 
+    /// Lockds are found there from now on.
+    pub(super) fn set_addresses(&mut self, addresses: Vec<SocketAddr>) {
+        self.addresses = addresses;
+    }
+
     pub(super) fn connect(&mut self, attempt: u64) {
         self.drop_current();
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);

@@ -254,6 +254,7 @@ impl Agent {
                     return Some(Input::Lockd(ClientInput::Disconnected { attempt }));
                 }
             }
+            ClientOutput::Moved { to } => self.lockd.set_addresses(to),
             ClientOutput::Event(event) => unreachable!("the core keeps events to itself: {event:?}"),
         }
         None

@@ -1,5 +1,6 @@
 //! The state of one session as its owner sees it. See the module above for the calling convention.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, MEMBER_INFO_BYTES_MAX};
@@ -85,6 +86,11 @@ pub enum ClientOutput {
         /// What.
         frame: Frame<ToLockd>,
     },
+    /// Lockds are found there from now on: the session's lockspace moved to another group.
+    Moved {
+        /// At any of these.
+        to: Vec<SocketAddr>,
+    },
     /// For the owner.
     Event(ClientEvent),
 }
@@ -152,6 +158,8 @@ struct Renewal {
 pub struct LockClient {
     config: ClientConfig,
     identity: Identity,
+    /// Absent for the one that every group has.
+    space: Option<Name>,
     info: Vec<u8>,
     /// Lockd has confirmed the session at least once.
     known: bool,
@@ -180,6 +188,7 @@ impl LockClient {
         let mut client = Self {
             config: ClientConfig { lease_ms, renew_ms, ..config },
             identity,
+            space: None,
             info: Vec::new(),
             known: false,
             closing: false,
@@ -204,6 +213,12 @@ impl LockClient {
     #[must_use]
     pub fn resume(config: ClientConfig, identity: Identity, last_event: EventNumber) -> Self {
         Self { known: true, last_event, ..Self::new(config, identity, Vec::new()) }
+    }
+
+    /// The same in another lockspace than the one that every group has. Before the first step.
+    #[must_use]
+    pub fn in_lockspace(self, space: Name) -> Self {
+        Self { space: Some(space), ..self }
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
@@ -365,6 +380,9 @@ impl LockClient {
         }
         self.link = Link::Opening { give_up_at: now.after(self.patience()) };
         let Identity { session, secret } = self.identity;
+        if let Some(space) = self.space.clone() {
+            self.send(ToLockd::Enter { space }, out);
+        }
         if self.known {
             self.send(ToLockd::Resume { session, secret, last_event: self.last_event }, out);
             // Sent along, so that a lease about to run out is renewed without another round trip.
@@ -413,6 +431,11 @@ impl LockClient {
             }
             (Link::Opening { .. } | Link::Open, FromLockd::Refused { reason }) => {
                 self.end(ClientEvent::SessionLost { reason }, out);
+            }
+            (Link::Opening { .. } | Link::Open, FromLockd::Moved { to }) => {
+                out.push(ClientOutput::Moved { to });
+                out.push(ClientOutput::Disconnect { attempt: self.attempt });
+                self.on_disconnected(now, out);
             }
             (Link::Opening { .. } | Link::Open, FromLockd::Renewed) => self.on_renewed(now, frame.id),
             (Link::Open, FromLockd::Answer { sequence, reply }) => {

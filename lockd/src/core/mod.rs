@@ -2,6 +2,7 @@
 //!
 //! - [`mode`]: the compatibility matrix and the direction of value blocks;
 //! - [`table`]: the lock table, a state machine replicable by a log;
+//! - [`spaces`]: several tables side by side, and their move between groups;
 //! - [`Lockd`]: connections and leases around it, and the order of log and answers.
 
 pub mod canary;
@@ -10,6 +11,7 @@ pub mod flags;
 mod lease;
 mod lockd;
 pub mod mode;
+pub mod spaces;
 pub mod table;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use csnap_proto::Frame;
 use csnap_proto::frame::{FrameDecoder, HEADER_BYTES, encode};
-use csnap_proto::limits::FRAME_BYTES_MAX;
+use csnap_proto::limits::{FRAME_BYTES_MAX, IMPORT_BYTES_MAX};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -23,8 +23,8 @@ use tokio::task::JoinHandle;
 use super::{Event, Events, socket};
 use crate::core::ConnectionId;
 
-/// Longest request, bytes: an Open with the longest description and names has half of it.
-const REQUEST_BYTES_MAX: usize = 8 << 10;
+/// Longest request, bytes: a piece of a lockspace with its names. An Open with the longest description has a fifth of it.
+const REQUEST_BYTES_MAX: usize = IMPORT_BYTES_MAX + (4 << 10);
 
 /// Unsent answers beyond which the peer is not read from, bytes.
 const BACKLOG_BYTES_PATIENT: usize = 64 << 10;

@@ -6,6 +6,7 @@
 //!
 //! What it is not: a judge. Which connections may stay, and what is answered when, the core decides.
 
+mod calls;
 mod config;
 mod connection;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 pub use self::config::LockdConfig;
+use self::calls::Calls;
 use self::connection::Connection;
 use self::hello::{Hello, founders_checksum};
 use self::peers::{Own, Peers};
@@ -65,6 +67,8 @@ enum Event {
     Peer(SocketAddr, Option<Heard>),
     /// A replica said something.
     Said(PeerMessage),
+    /// A call to another group, and what became of it or was heard on it.
+    Called(Input),
 }
 
 type Events = mpsc::Sender<Event>;
@@ -105,6 +109,7 @@ struct Daemon {
     forming: Option<(Forming, Saved)>,
     own: Own,
     peers: Peers,
+    calls: Calls,
     connections: BTreeMap<ConnectionId, Connection>,
     last_connection: u64,
     events: Events,
@@ -157,6 +162,7 @@ impl Daemon {
         let own = Rc::new(Cell::new(Hello { heard, founders: founders_checksum(&config.peers) }));
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let peers = Peers::new(Rc::clone(&own), events.clone());
+        let calls = Calls::new(events.clone());
         Ok(Self {
             config: config.clone(),
             replica_config,
@@ -166,6 +172,7 @@ impl Daemon {
             forming,
             own,
             peers,
+            calls,
             connections: BTreeMap::new(),
             last_connection: 0,
             events,
@@ -310,6 +317,12 @@ impl Daemon {
             Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
             Event::Peer(address, heard) => self.on_peer(address, heard),
             Event::Said(message) => self.turn(Input::Peer(message)),
+            Event::Called(input) => {
+                if let Input::Lost(call) = input {
+                    self.calls.hang_up(call);
+                }
+                self.turn(input)
+            }
             Event::Closed(id, why) => match self.connections.remove(&id) {
                 Some(connection) => {
                     if let Some(why) = why {
@@ -350,6 +363,9 @@ impl Daemon {
                     self.keep_peers();
                 }
                 Output::Refused(why) => warn!("{why}"),
+                Output::Call(call, address) => self.calls.call(call, address),
+                Output::Say(call, frame) => self.calls.say(call, &frame),
+                Output::HangUp(call) => self.calls.hang_up(call),
             }
         }
         let cluster = self.core.replica().cluster();

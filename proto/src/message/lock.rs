@@ -5,14 +5,18 @@
 //! session and replayed from the last one that the owner saw.
 //!
 //! Files: here the session and the modes; `operation`: what is asked and answered; `event`: what is told; `flags`;
-//! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown.
+//! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown; `space`:
+//! lockspaces and how they move.
 
 mod event;
 mod flags;
 mod key;
 mod operation;
+mod space;
 mod value;
 mod view;
+
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +24,7 @@ pub use self::event::{LockEvent, Loss};
 pub use self::flags::Flags;
 pub use self::key::{Expect, KeyOp, KeyReply, KeyView};
 pub use self::operation::{LockOp, LockReply, Told, Watched};
+pub use self::space::{Manifest, SpaceReply, SpaceRequest, SpaceState, SpaceView, Way};
 pub use self::value::{Holder, Owner, ValueBlock, ValueChange};
 pub use self::view::{Fenced, ListedLock, LockRow, LockView, LockdStatus, Member, QueuedView, ResourceView};
 use super::Family;
@@ -89,6 +94,13 @@ pub enum ToLockd {
     },
     /// Who am I talking to; needs no session. → [`FromLockd::Status`].
     Status,
+    /// The Open or Resume that follows is about this lockspace; without it, about `default`. Not answered.
+    Enter {
+        /// Which.
+        space: Name,
+    },
+    /// Something with lockspaces themselves; needs no session. → [`FromLockd::Space`].
+    Space(SpaceRequest),
 }
 
 /// Lockd to client.
@@ -131,6 +143,13 @@ pub enum FromLockd {
         /// One line for people.
         reason: String,
     },
+    /// The lockspace is served by another group: go on there, with the same session. The connection ends.
+    Moved {
+        /// Where that group is found.
+        to: Vec<SocketAddr>,
+    },
+    /// Answer to a [`ToLockd::Space`].
+    Space(SpaceReply),
 }
 
 fn check_text(text: &str, bytes_max: usize, what: &'static str) -> Result<(), &'static str> {
@@ -144,6 +163,7 @@ impl Message for ToLockd {
         match self {
             Self::Open { info, .. } => operation::check_info(info),
             Self::Operate { op, .. } => op.check(),
+            Self::Space(request) => request.check(),
             _ => Ok(()),
         }
     }
@@ -151,4 +171,12 @@ impl Message for ToLockd {
 
 impl Message for FromLockd {
     const FAMILY: Family = Family::FromLockd;
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Moved { to } => space::check_addresses(to),
+            Self::Space(reply) => reply.check(),
+            _ => Ok(()),
+        }
+    }
 }

@@ -128,7 +128,13 @@ impl LockdProc {
                 Output::Close(conn, _) => sim.close(self.id, NetConn(conn.0)),
                 // Nobody waits for a lockd that is about to lead, so it listens only then.
                 Output::Leads { .. } => sim.net.listen(LOCKD_ADDRESS, self.id, self.host),
-                Output::Peer(_) | Output::Follows | Output::Members(_) | Output::Refused(_) => {
+                Output::Peer(_)
+                | Output::Follows
+                | Output::Members(_)
+                | Output::Refused(_)
+                | Output::Call(..)
+                | Output::Say(..)
+                | Output::HangUp(_) => {
                     sim.violation("a lockd alone has no others to deal with".to_owned());
                 }
             }

@@ -86,6 +86,23 @@ impl Keys {
         KeyReply::Page { keys, more, revision: self.revision }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Names and values.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+        self.entries.iter().map(|(key, entry)| (key, &entry.value))
+    }
+
     /// Whether everything agrees; a table that was read back is checked with it.
     pub(super) fn check(&self, sessions: &BTreeMap<SessionId, Session>) -> Result<(), &'static str> {
         let mut bytes = 0;
