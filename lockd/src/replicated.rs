@@ -167,7 +167,8 @@ impl Replicated {
     /// When to step again at the latest, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let deadlines = [self.lockd.next_deadline(), self.replica.next_deadline(), self.mover.next_deadline()];
+        let deadlines =
+            [self.lockd.next_deadline(), self.replica.next_deadline(), self.mover.next_deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -276,8 +277,7 @@ fn decode_spaces(state: &[u8]) -> Result<Spaces, Unknown> {
     if state.is_empty() {
         return Ok(Spaces::default());
     }
-    let spaces: Spaces =
-        postcard::from_bytes(state).map_err(|_| Unknown("lockspaces that do not decode"))?;
+    let spaces: Spaces = postcard::from_bytes(state).map_err(|_| Unknown("lockspaces that do not decode"))?;
     spaces.check().map_err(Unknown)?;
     Ok(spaces)
 }

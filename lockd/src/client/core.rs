@@ -435,6 +435,8 @@ impl LockClient {
             (Link::Opening { .. } | Link::Open, FromLockd::Moved { to }) => {
                 out.push(ClientOutput::Moved { to });
                 out.push(ClientOutput::Disconnect { attempt: self.attempt });
+                // The search is over, unless two groups send it to each other.
+                self.backoff_ms = self.backoff_ms.min(RECONNECT_MS_MIN);
                 self.on_disconnected(now, out);
             }
             (Link::Opening { .. } | Link::Open, FromLockd::Renewed) => self.on_renewed(now, frame.id),

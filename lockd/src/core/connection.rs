@@ -100,8 +100,10 @@ impl Connections {
 
     /// Strangers whose time is over.
     pub(super) fn overdue(&self, now: Time) -> Vec<ConnectionId> {
-        let late =
-            self.open.iter().filter(|(_, role)| matches!(role, Role::Stranger { until, .. } if now >= *until));
+        let late = self
+            .open
+            .iter()
+            .filter(|(_, role)| matches!(role, Role::Stranger { until, .. } if now >= *until));
         late.map(|(id, _)| *id).collect()
     }
 

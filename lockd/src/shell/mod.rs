@@ -35,8 +35,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-pub use self::config::LockdConfig;
 use self::calls::Calls;
+pub use self::config::LockdConfig;
 use self::connection::Connection;
 use self::hello::{Hello, founders_checksum};
 use self::peers::{Own, Peers};

@@ -520,7 +520,9 @@ impl Spaces {
         }
         self.spaces.values().try_for_each(|space| match &space.state {
             State::Imported { .. } if space.came_by.is_none() => Err("a lockspace that came by no move"),
-            State::Active(table) | State::Frozen { table, .. } | State::Imported { table, .. } => table.check(),
+            State::Active(table) | State::Frozen { table, .. } | State::Imported { table, .. } => {
+                table.check()
+            }
             State::Importing(import) => import.check(),
             State::Forwarded { .. } => Ok(()),
         })

@@ -48,7 +48,8 @@ impl Table {
         let granted = self.resources.values().map(|resource| resource.granted.len()).sum::<usize>();
         let queued = |resource: &Resource| resource.converting.len() + resource.waiting.len();
         let queued = self.resources.values().map(queued).sum::<usize>();
-        let known = |wanted: fn(&super::resource::Lock) -> bool| self.locks.values().filter(|l| wanted(l)).count();
+        let known =
+            |wanted: fn(&super::resource::Lock) -> bool| self.locks.values().filter(|l| wanted(l)).count();
         let once =
             granted == known(|lock| lock.granted.is_some()) && queued == known(|lock| lock.wanted.is_some());
         require(once, "a lock that is in a queue twice")?;
@@ -64,7 +65,10 @@ impl Table {
             "a wait without a lock",
         )?;
         let lease = (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&session.lease_ms);
-        require(lease && session.info.len() <= MEMBER_INFO_BYTES_MAX, "a lease or description out of bounds")?;
+        require(
+            lease && session.info.len() <= MEMBER_INFO_BYTES_MAX,
+            "a lease or description out of bounds",
+        )?;
         let sizes = session.locks.len() <= LOCKS_PER_SESSION_MAX
             && session.watches.len() <= WATCHES_PER_SESSION_MAX
             && session.answers.len() <= OPERATIONS_PER_SESSION_MAX

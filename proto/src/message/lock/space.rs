@@ -183,7 +183,11 @@ impl SpaceReply {
 
 /// There is somewhere to go, and not more than a group has.
 pub(super) fn check_addresses(to: &[SocketAddr]) -> Result<(), &'static str> {
-    if to.is_empty() || to.len() > GROUP_ADDRESSES_MAX { Err("number of addresses of a group") } else { Ok(()) }
+    if to.is_empty() || to.len() > GROUP_ADDRESSES_MAX {
+        Err("number of addresses of a group")
+    } else {
+        Ok(())
+    }
 }
 
 const _: () = assert!(LOCKSPACES_MAX * (2 * REASON_BYTES_MAX) < crate::limits::FRAME_BYTES_MAX);
