@@ -3,6 +3,7 @@
 mod attach;
 mod check;
 mod import;
+pub(crate) mod lockspace;
 mod node;
 mod pool;
 mod server;
@@ -40,6 +41,7 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Snapshot(snapshot) => snapshot::run(dir, json, snapshot).await,
         Command::Attach { target, device: None } => attach::run(dir, json, target).await,
         Command::Node(node) => node::run(dir, json, node).await,
+        Command::Lockspace(lockspace) => lockspace::run(dir, json, lockspace).await,
         Command::Pool(pool) => pool::run(json, pool).await,
         Command::Server(server) => match server.usage() {
             Ok(ServerUse::Action(action)) => server::run(dir, json, action).await,

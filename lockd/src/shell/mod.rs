@@ -15,6 +15,8 @@ mod hello;
 mod peers;
 pub(crate) mod socket;
 #[cfg(test)]
+mod space_tests;
+#[cfg(test)]
 mod tests;
 
 use std::cell::Cell;

@@ -5,7 +5,7 @@ use csnap_lockd::core::spaces::canary::Canary;
 use csnap_lockd::core::spaces::{SpaceId, Spaces};
 use csnap_lockd::replica::{Base, ClusterId, Member, Members, ReplicaConfig, ReplicaLog, Timing, Write};
 use csnap_lockd::replicated::{Input, Output, Replicated};
-use csnap_lockd::store::{LOG_BYTES_MIN, StoreOptions};
+use csnap_lockd::store::{LOG_BYTES, StoreOptions};
 use csnap_proto::{Name, Time};
 use csnap_storage::sim::executor::run;
 use csnap_storage::sim::{SimDisk, SimNode, SimStorage};
@@ -36,7 +36,7 @@ pub(crate) struct Node {
 
 fn options(seat: Seat) -> StoreOptions {
     let fresh_id = [u8::try_from(seat.group * 16 + seat.n + 1).expect("few"); 16];
-    StoreOptions { fresh_id, log_bytes: LOG_BYTES_MIN, broken: Broken::NONE }
+    StoreOptions { fresh_id, log_bytes: LOG_BYTES, broken: Broken::NONE }
 }
 
 /// The disks of a group of so many.

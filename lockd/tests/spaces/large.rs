@@ -102,7 +102,7 @@ fn a_table_as_large_as_may_move_moves() {
 
 #[test]
 fn a_lockspace_that_is_too_large_stays() {
-    let table = Builder::new(LOCKD_SESSIONS_MAX).keys(4 << 20).locks(1500).table;
+    let table = Builder::new(LOCKD_SESSIONS_MAX).keys(4 << 20).locks(2400).table;
     assert!(postcard::to_stdvec(&table).expect("encodes").len() > LOCKSPACE_BYTES_MAX);
     let mut world = World::with_table("default", table, None);
     world

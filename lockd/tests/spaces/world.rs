@@ -391,8 +391,10 @@ impl World {
             // One that has just started again does not know yet what it knew.
             if applied > self.standings[group].0 {
                 let standing = Standing::of(self.space(group));
-                self.standings[group] = (applied, standing);
-                self.on_standing(group, standing)?;
+                let before = std::mem::replace(&mut self.standings[group], (applied, standing)).1;
+                if before != standing {
+                    self.on_standing(group, standing)?;
+                }
             }
         }
         // The group that does not serve it either gave it away, or has not had it (all of it) yet.
@@ -409,12 +411,12 @@ impl World {
     fn on_standing(&mut self, group: usize, standing: Standing) -> Verdict {
         let state = self.space(group).map(Space::state);
         match (group, standing, state) {
-            (0, Standing::Frozen, Some(State::Frozen { table, .. })) if self.frozen.is_none() => {
+            (_, Standing::Frozen, Some(State::Frozen { table, .. })) => {
                 let table = table.clone();
                 self.frozen = Some(table);
                 self.frozen_at.get_or_insert(self.now);
             }
-            (1, Standing::Imported, Some(State::Imported { table, .. })) => {
+            (_, Standing::Imported, Some(State::Imported { table, .. })) => {
                 table.check().map_err(str::to_owned)?;
                 if self.frozen.as_ref().is_some_and(|frozen| **frozen != **table) {
                     return Err("what arrived is not what was frozen".into());

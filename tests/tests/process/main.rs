@@ -16,6 +16,7 @@ mod guest;
 mod hostile;
 mod inject;
 mod lifecycle;
+mod lockspace;
 mod messages;
 mod namespaces;
 mod nbd;

@@ -1,13 +1,10 @@
 //! A lockspace that comes in pieces. Bytes from outside: bounded before they are stored, and nothing of them is a table
 //! before all of them are there, are what was announced, and agree with each other.
 
-use std::fmt;
-
 use csnap_proto::MigrationId;
 use csnap_proto::limits::LOCKSPACE_BYTES_MAX;
 use csnap_proto::message::lock::{Manifest, Way};
-use serde::de::{Error, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::core::table::Table;
 
@@ -37,17 +34,18 @@ pub struct Import {
     pub(super) migration: MigrationId,
     pub(super) manifest: Manifest,
     pub(super) before: Before,
-    bytes: Blob,
+    #[serde(with = "crate::blob")]
+    bytes: Vec<u8>,
 }
 
 impl Import {
     pub(super) fn new(migration: MigrationId, manifest: Manifest, before: Before) -> Self {
-        Self { migration, manifest, before, bytes: Blob(Vec::new()) }
+        Self { migration, manifest, before, bytes: Vec::new() }
     }
 
     /// How much is there, bytes from the start.
     pub(super) fn have(&self) -> u64 {
-        self.bytes.0.len() as u64
+        self.bytes.len() as u64
     }
 
     /// Takes a piece that begins where what is there ends. Any other is one that was sent again, or one after a piece that
@@ -55,17 +53,17 @@ impl Import {
     pub(super) fn take(&mut self, offset: u64, bytes: &[u8]) {
         let most = self.manifest.bytes.min(LOCKSPACE_BYTES_MAX as u64);
         if offset == self.have() && bytes.len() as u64 <= most.saturating_sub(offset) {
-            self.bytes.0.extend_from_slice(bytes);
+            self.bytes.extend_from_slice(bytes);
         }
     }
 
     /// The table that all of the bytes make.
     pub(super) fn finish(&self) -> Result<Table, &'static str> {
-        if *blake3::hash(&self.bytes.0).as_bytes() != self.manifest.hash {
+        if *blake3::hash(&self.bytes).as_bytes() != self.manifest.hash {
             return Err("its hash is another one than announced");
         }
         let (table, rest): (Table, _) =
-            postcard::take_from_bytes(&self.bytes.0).map_err(|_| "it does not decode")?;
+            postcard::take_from_bytes(&self.bytes).map_err(|_| "it does not decode")?;
         if !rest.is_empty() {
             return Err("it has bytes after its end");
         }
@@ -78,39 +76,5 @@ impl Import {
             return Err("more of a lockspace than there is");
         }
         Ok(())
-    }
-}
-
-/// Bytes that are encoded in one go rather than one by one: they are in every snapshot while they come.
-#[derive(Clone, PartialEq, Eq)]
-struct Blob(Vec<u8>);
-
-impl fmt::Debug for Blob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
-    }
-}
-
-impl Serialize for Blob {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Blob;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("bytes")
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(bytes.to_vec()))
-            }
-        }
-        deserializer.deserialize_bytes(Bytes)
     }
 }

@@ -31,6 +31,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// Before a destination is asked again that says that it has nothing to activate: only an operator can help it.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a move may make no progress before it is given up, so that a destination that is away does not keep everybody
 /// from their locks.
 pub const FROZEN_MAX: Duration = Duration::from_secs(15);
@@ -255,6 +258,10 @@ impl Mover {
             }
             (Stage::TakeBack { .. }, FromLockd::Space(SpaceReply::Done | SpaceReply::Refused { .. })) => {
                 self.end(id, out);
+            }
+            (Stage::Tell, FromLockd::Space(SpaceReply::Refused { .. })) => {
+                it.link = Link::Down { retry_at: now.after(REFUSED_AGAIN) };
+                out.push(Output::HangUp(call));
             }
             // It follows, or speaks of something else: another one of its group may know.
             _ => {

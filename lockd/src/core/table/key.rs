@@ -29,6 +29,7 @@ pub(super) struct Keys {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
+    #[serde(with = "crate::blob")]
     value: Vec<u8>,
     version: Revision,
     created: Revision,
