@@ -119,8 +119,9 @@ pub const LOCKSPACES_MAX: usize = 16;
 /// Lockspaces that a group takes in at once: each is held in memory until it is whole.
 pub const IMPORTS_MAX: usize = 2;
 
-/// Largest lockspace that moves, bytes: a full store of keys, eight times. All of it is decoded in one step.
-pub const LOCKSPACE_BYTES_MAX: usize = 32 << 20;
+/// Largest lockspace that moves, bytes: a full store of keys, and fifty thousand locks. All of it is decoded and checked in
+/// one step of a lockd, which must be short beside an election.
+pub const LOCKSPACE_BYTES_MAX: usize = 8 << 20;
 
 /// Bytes of a lockspace in one request: half of the longest command of lockd's log.
 pub const IMPORT_BYTES_MAX: usize = 16 << 10;

@@ -67,7 +67,7 @@ fn sessions_locks_and_waiters_move_to_another_group_and_back_while_its_lockds_re
         let dir = tempfile::tempdir().expect("a directory");
         let alone = start(dir.path()).await.expect("starts");
         let (many, one) = (group.addresses(), vec![alone.address]);
-        let (holder, _) = LockSession::spawn(client(1), many.clone());
+        let (holder, _holder_events) = LockSession::spawn(client(1), many.clone());
         let (waiter, mut events) = LockSession::spawn(client(2), many.clone());
         assert_eq!(granted_term(&holder.operate(lock(Mode::Ex)).await.expect("opens")), Term(1));
         let waits = waiter.operate(lock(Mode::Ex)).await.expect("opens");

@@ -97,12 +97,12 @@ fn a_full_store_of_keys_moves() {
 #[test]
 fn a_table_as_large_as_may_move_moves() {
     let sessions = LOCKD_SESSIONS_MAX;
-    move_it("keys and locks", Builder::new(sessions).keys(4 << 20).locks(900).table);
+    move_it("keys and locks", Builder::new(sessions).keys(4 << 20).locks(200).table);
 }
 
 #[test]
 fn a_lockspace_that_is_too_large_stays() {
-    let table = Builder::new(LOCKD_SESSIONS_MAX).keys(4 << 20).locks(2400).table;
+    let table = Builder::new(LOCKD_SESSIONS_MAX).keys(4 << 20).locks(300).table;
     assert!(postcard::to_stdvec(&table).expect("encodes").len() > LOCKSPACE_BYTES_MAX);
     let mut world = World::with_table("default", table, None);
     world
