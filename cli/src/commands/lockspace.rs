@@ -111,6 +111,7 @@ pub(crate) async fn run(dir: &Path, json: bool, command: Lockspaces) -> anyhow::
 }
 
 /// Starts the move, and watches it to its end.
+#[allow(clippy::disallowed_methods, reason = "a person is told how long it took")]
 async fn migrate(at: &[SocketAddr], json: bool, name: Name, to: Vec<SocketAddr>) -> anyhow::Result<()> {
     if to.len() > GROUP_ADDRESSES_MAX {
         bail!("--to has {} addresses; give at most {GROUP_ADDRESSES_MAX}", to.len());

@@ -6,6 +6,8 @@
 //! - `operators`: what operators ask for, give up and repair;
 //! - `hostile`: pieces that are no lockspace.
 
+#![allow(clippy::disallowed_methods, reason = "how long steps take is printed")]
+
 #[cfg(feature = "canary")]
 mod canaries;
 mod cell;

@@ -19,20 +19,22 @@
 //! - every step names its migration and does nothing the second time, so that whoever drives may die and another resume;
 //! - a migration that was given up never starts again.
 //!
-//! Files: `command`: what goes in and comes out; `import`: a table that comes in pieces; `mover`: what the source's leader
+//! Files: `leaving` and `arriving`: the two halves; `command`: what goes in and comes out; `import`: a table that comes in pieces; `mover`: what the source's leader
 //! says to the destination; `view`: lockspaces as they are shown.
 
+mod arriving;
 pub mod canary;
 mod command;
 mod import;
+mod leaving;
 pub mod mover;
 mod view;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use csnap_proto::limits::{IMPORTS_MAX, LOCKSPACES_MAX};
-use csnap_proto::message::lock::{Manifest, SpaceReply, Way};
+use csnap_proto::limits::LOCKSPACES_MAX;
+use csnap_proto::message::lock::{SpaceReply, Way};
 use csnap_proto::{MigrationId, Name};
 use serde::{Deserialize, Serialize};
 
@@ -279,232 +281,6 @@ impl Spaces {
         self.last = SpaceId(self.last.0.checked_add(1).expect("counters of 32 bits of operators' acts last"));
         self.spaces.insert(self.last, Space::new(name, state));
         self.last
-    }
-
-    fn freeze(&mut self, id: SpaceId, way: Way, effects: &mut Vec<Effect>) -> Result<SpaceReply, String> {
-        let space = self.spaces.get_mut(&id).ok_or("no such lockspace")?;
-        let Space { name, state, given_up, trouble, .. } = space;
-        match state {
-            State::Active(_) if *given_up == Some(way.migration) => {
-                Err(format!("that move of lockspace {name} was given up"))
-            }
-            State::Active(table) => {
-                let table = std::mem::take(table);
-                (*state, *trouble) = (State::Frozen { table, way }, None);
-                effects.push(Effect::Frozen(id));
-                Ok(SpaceReply::Done)
-            }
-            State::Frozen { way: known, .. } | State::Forwarded { way: known, .. }
-                if known.migration == way.migration =>
-            {
-                Ok(SpaceReply::Done)
-            }
-            State::Frozen { .. } => Err(format!("lockspace {name} is being moved already")),
-            State::Forwarded { .. } => Err(format!("lockspace {name} moved to another group")),
-            State::Importing(_) | State::Imported { .. } => {
-                Err(format!("lockspace {name} is on its way here and not served yet"))
-            }
-        }
-    }
-
-    fn thaw(
-        &mut self,
-        id: SpaceId,
-        migration: MigrationId,
-        why: String,
-        effects: &mut Vec<Effect>,
-    ) -> Result<SpaceReply, String> {
-        let broken = self.broken;
-        let space = self.spaces.get_mut(&id).ok_or("no such lockspace")?;
-        let table = match &mut space.state {
-            State::Frozen { table, way } if way.migration == migration => std::mem::take(table),
-            State::Forwarded { way, .. }
-                if way.migration == migration && broken.breaks(Canary::ThawAfterForward) =>
-            {
-                Box::default()
-            }
-            State::Active(_) if space.given_up == Some(migration) => return Ok(SpaceReply::Done),
-            State::Forwarded { .. } => {
-                return Err(format!(
-                    "lockspace {} is forwarded: it is the other group's, move it back from there",
-                    space.name
-                ));
-            }
-            _ => return Err(format!("lockspace {} is not being moved by that", space.name)),
-        };
-        space.state = State::Active(table);
-        (space.given_up, space.trouble) = (Some(migration), Some(why));
-        effects.push(Effect::Thawed(id));
-        Ok(SpaceReply::Done)
-    }
-
-    /// From here on the destination alone has it. The table is not kept: nobody could be sure of it any more.
-    fn forward(
-        &mut self,
-        id: SpaceId,
-        migration: MigrationId,
-        effects: &mut Vec<Effect>,
-    ) -> Result<SpaceReply, String> {
-        let space = self.spaces.get_mut(&id).ok_or("no such lockspace")?;
-        if let State::Frozen { way, .. } = &space.state
-            && way.migration == migration
-        {
-            space.state = State::Forwarded { way: way.clone(), activated: false };
-            effects.push(Effect::Forwarded(id));
-        }
-        Ok(SpaceReply::Done)
-    }
-
-    fn settle(&mut self, id: SpaceId, migration: MigrationId) -> Result<SpaceReply, String> {
-        if let Some(State::Forwarded { way, activated }) =
-            self.spaces.get_mut(&id).map(|space| &mut space.state)
-            && way.migration == migration
-        {
-            *activated = true;
-        }
-        Ok(SpaceReply::Done)
-    }
-
-    fn import(
-        &mut self,
-        name: Name,
-        migration: MigrationId,
-        manifest: Manifest,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<SpaceReply, String> {
-        let id = match self.find(&name) {
-            Some(id) => id,
-            None => {
-                self.has_room()?;
-                self.may_import()?;
-                self.add(name, State::Importing(Import::new(migration, manifest, Before::Nothing)))
-            }
-        };
-        if self.spaces[&id].came_by == Some(migration) {
-            return Ok(SpaceReply::Imported { have: manifest.bytes });
-        }
-        self.make_way(id, migration, manifest)?;
-        let space = self.spaces.get_mut(&id).expect("found above");
-        let State::Importing(import) = &mut space.state else { unreachable!("it was made one above") };
-        import.take(offset, bytes);
-        let have = import.have();
-        if have == manifest.bytes {
-            match import.finish() {
-                Ok(table) => {
-                    let (table, before) = (Box::new(table), import.before.clone());
-                    space.state = State::Imported { table, before };
-                    space.came_by = Some(migration);
-                }
-                Err(what) => {
-                    let name = space.name.clone();
-                    self.give_back(id);
-                    return Err(format!("lockspace {name} came damaged: {what}"));
-                }
-            }
-        }
-        Ok(SpaceReply::Imported { have })
-    }
-
-    /// Makes the lockspace one that comes by this move, if it may be.
-    fn make_way(&mut self, id: SpaceId, migration: MigrationId, manifest: Manifest) -> Result<(), String> {
-        let space = &self.spaces[&id];
-        let name = &space.name;
-        let before = match &space.state {
-            State::Importing(import) if import.migration == migration => {
-                if import.manifest == manifest {
-                    return Ok(());
-                }
-                // Encoded by another version of lockd: the same lockspace, from its start.
-                import.before.clone()
-            }
-            // Nobody misses what nothing was ever in.
-            State::Active(table) if **table == Table::default() => Before::Empty,
-            State::Forwarded { way, activated: true } => Before::Elsewhere(way.clone(), space.came_by),
-            State::Forwarded { .. } => {
-                return Err(format!("lockspace {name} has not arrived where it moved from here"));
-            }
-            State::Active(_) | State::Frozen { .. } => {
-                return Err(format!("the destination has a lockspace {name} with something in it"));
-            }
-            State::Importing(_) | State::Imported { .. } => {
-                return Err(format!(
-                    "the destination has lockspace {name} from a move that did not end; activate or discard it there"
-                ));
-            }
-        };
-        if !matches!(space.state, State::Importing(_)) {
-            self.may_import()?;
-        }
-        let space = self.spaces.get_mut(&id).expect("looked at above");
-        space.state = State::Importing(Import::new(migration, manifest, before));
-        Ok(())
-    }
-
-    fn may_import(&self) -> Result<(), String> {
-        let importing = self.spaces.values().filter(|space| matches!(space.state, State::Importing(_)));
-        if importing.count() < IMPORTS_MAX {
-            return Ok(());
-        }
-        Err(format!("the destination takes in {IMPORTS_MAX} lockspaces already; try again"))
-    }
-
-    fn discard(&mut self, name: &Name, migration: MigrationId) -> Result<SpaceReply, String> {
-        let Some(id) = self.find(name) else { return Ok(SpaceReply::Done) };
-        let space = &self.spaces[&id];
-        let served = match &space.state {
-            State::Importing(import) if import.migration == migration => false,
-            State::Imported { .. } if space.came_by == Some(migration) => false,
-            _ => space.came_by == Some(migration),
-        };
-        if served {
-            return Err(format!("lockspace {name} was activated here: it is this group's"));
-        }
-        let coming = matches!(&space.state, State::Importing(import) if import.migration == migration)
-            || (matches!(space.state, State::Imported { .. }) && space.came_by == Some(migration));
-        if coming {
-            self.give_back(id);
-        }
-        Ok(SpaceReply::Done)
-    }
-
-    /// What came is forgotten; what was there before is there again.
-    fn give_back(&mut self, id: SpaceId) {
-        let Some(space) = self.spaces.get_mut(&id) else { return };
-        let before = match &space.state {
-            State::Importing(Import { before, .. }) | State::Imported { before, .. } => before.clone(),
-            State::Active(_) | State::Frozen { .. } | State::Forwarded { .. } => return,
-        };
-        space.came_by = None;
-        match before {
-            Before::Nothing => {
-                self.spaces.remove(&id);
-            }
-            Before::Empty => space.state = State::Active(Box::default()),
-            Before::Elsewhere(way, came_by) => {
-                space.state = State::Forwarded { way, activated: true };
-                space.came_by = came_by;
-            }
-        }
-    }
-
-    fn activate(
-        &mut self,
-        name: &Name,
-        migration: MigrationId,
-        effects: &mut Vec<Effect>,
-    ) -> Result<SpaceReply, String> {
-        let nothing = || format!("there is no lockspace {name} here that came by that move");
-        let id = self.find(name).ok_or_else(nothing)?;
-        let space = self.spaces.get_mut(&id).expect("found above");
-        if space.came_by != Some(migration) {
-            return Err(nothing());
-        }
-        if let State::Imported { table, .. } = &mut space.state {
-            space.state = State::Active(std::mem::take(table));
-            effects.push(Effect::Activated(id));
-        }
-        Ok(SpaceReply::Done)
     }
 
     /// Whether everything agrees with everything. What was read back is checked before it is used.
