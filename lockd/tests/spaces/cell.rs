@@ -114,6 +114,11 @@ impl Cell {
             cell.world.until(&format!("{phase:?}"), 5 * SECOND_MICROS, |world| reached(world, phase))?;
             cell.strike()?;
         }
+        if matches!(phase, Phase::Forwarded | Phase::Activated) {
+            // An operator who gives up too late is refused.
+            let name = cell.world.name.clone();
+            cell.world.ask(0, SpaceRequest::Abort { name });
+        }
         cell.world.until("the move is over", 20 * SECOND_MICROS, |world| {
             world.standing(0) == Standing::Settled && world.standing(1) == Standing::Active
         })?;

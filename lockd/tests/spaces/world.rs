@@ -392,6 +392,10 @@ impl World {
             if applied > self.standings[group].0 {
                 let standing = Standing::of(self.space(group));
                 let before = std::mem::replace(&mut self.standings[group], (applied, standing)).1;
+                let gave_away = matches!(before, Standing::Forwarded | Standing::Settled);
+                if gave_away && matches!(standing, Standing::Absent | Standing::Active) {
+                    return Err("a lockspace is served again where it was forwarded".into());
+                }
                 if before != standing {
                     self.on_standing(group, standing)?;
                 }
