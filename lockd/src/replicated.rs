@@ -6,8 +6,8 @@
 //!
 //! What it is not: the disk or the network. Its outputs are carried out in order; writes are told when durable.
 
+use ::core::net::SocketAddr;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 use bytes::Bytes;
 use csnap_proto::message::lock::{FromLockd, ToLockd};

@@ -1,6 +1,6 @@
 //! The state of one session as its owner sees it. See the module above for the calling convention.
 
-use std::net::SocketAddr;
+use ::core::net::SocketAddr;
 use std::time::Duration;
 
 use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, MEMBER_INFO_BYTES_MAX};

@@ -16,7 +16,7 @@ mod space;
 mod value;
 mod view;
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 

@@ -20,7 +20,7 @@ pub enum Before {
 }
 
 impl Before {
-    pub(super) fn moved_to(&self) -> Option<&[std::net::SocketAddr]> {
+    pub(super) fn moved_to(&self) -> Option<&[::core::net::SocketAddr]> {
         match self {
             Self::Elsewhere(way, _) => Some(&way.to),
             Self::Nothing | Self::Empty => None,

@@ -30,8 +30,8 @@ mod leaving;
 pub mod mover;
 mod view;
 
+use ::core::net::SocketAddr;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use csnap_proto::limits::LOCKSPACES_MAX;
 use csnap_proto::message::lock::{SpaceReply, Way};

@@ -9,8 +9,8 @@
 //! - a lockspace is not frozen for longer than [`FROZEN_MAX`] without progress: then the move is given up by itself;
 //! - at most [`WINDOW`] pieces are unanswered.
 
+use ::core::net::SocketAddr;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -2,7 +2,7 @@
 //! group. An operator asks for the first five; the group that a lockspace moves away from asks for the rest, and so does
 //! an operator where that group is gone for good.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
