@@ -82,6 +82,8 @@ pub(crate) enum Command {
     /// Nodes.
     #[command(subcommand)]
     Node(Node),
+    /// Lockspaces of lockd: list, make, and move them between groups of lockds.
+    Lockspace(crate::commands::lockspace::Lockspaces),
     /// Pools.
     #[command(subcommand)]
     Pool(Pool),
@@ -417,6 +419,12 @@ mod tests {
             "csnap attach v",
             "csnap attach v@a /dev/nbd0",
             "csnap detach /dev/nbd0",
+            "csnap lockspace list",
+            "csnap lockspace create s --at 127.0.0.1:1,127.0.0.1:2",
+            "csnap lockspace migrate s --to 127.0.0.1:1,127.0.0.1:2",
+            "csnap lockspace abort s",
+            "csnap lockspace activate s --source-is-lost",
+            "csnap lockspace discard s --source-serves",
             "csnap pool create p --shared",
             "csnap cert ca d --cluster prod",
             "csnap cert node n1 --dir d --host n1.example --host 10.0.0.1",
@@ -461,6 +469,8 @@ mod tests {
             "csnap snapshot create",
             "csnap snapshot delete",
             "csnap node priority n1 often",
+            "csnap lockspace migrate s",
+            "csnap lockspace create a/b",
             "csnap check",
             "csnap server",
             "csnap server --config f show",

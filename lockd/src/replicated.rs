@@ -25,7 +25,8 @@ pub use self::contact::{Contact, Presence};
 use self::operator::{Begun, Desk, Next, Operator, Situation};
 
 use crate::core::permission::Denied;
-use crate::core::table::{Command, Table};
+use crate::core::spaces::mover::{self, CallId, Mover};
+use crate::core::spaces::{Command, Spaces};
 use crate::core::{self, ConnectionId, Leader, Lockd};
 use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig, ReplicaId, Saved, Write};
 
@@ -57,6 +58,12 @@ pub enum Input {
     Transfer(ReplicaId),
     /// Change the group.
     Change(Change),
+    /// A connection to another group is there.
+    Called(CallId),
+    /// It could not be made, or broke.
+    Lost(CallId),
+    /// The other group said something.
+    Heard(CallId, Frame<FromLockd>),
 }
 
 /// What is to be done, in order.
@@ -83,9 +90,15 @@ pub enum Output {
     Members(Members),
     /// A transfer or change was not begun.
     Refused(&'static str),
+    /// Connect to a lockd of another group.
+    Call(CallId, SocketAddr),
+    /// To another group.
+    Say(CallId, Frame<ToLockd>),
+    /// Drop a connection to another group, or stop trying to make it.
+    HangUp(CallId),
 }
 
-/// A committed command, or another replica's table, that this version does not understand: it must not go on, since its
+/// A committed command, or another replica's state, that this version does not understand: it must not go on, since its
 /// table would be another one than the others'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the log has {0}: this lockd is older than the one that wrote it, start a newer one")]
@@ -97,6 +110,7 @@ enum Work {
     Replica(replica::Input),
     /// What the replica put off.
     Settle,
+    Mover(mover::Input),
 }
 
 /// See the module.
@@ -110,13 +124,14 @@ pub struct Replicated {
     wants_image: bool,
     /// See [`Self::gather`].
     gathers: bool,
+    mover: Mover,
 }
 
 impl Replicated {
     /// Goes on from what the disk gave. It follows until a step says otherwise.
     ///
     /// # Errors
-    /// If the table is none of this version.
+    /// If the lockspaces are none of this version.
     pub fn new(
         now: Time,
         config: ReplicaConfig,
@@ -124,18 +139,34 @@ impl Replicated {
         pid: u32,
         saved: Saved,
     ) -> Result<Self, Unknown> {
-        let table = decode_table(&saved.base.image.state)?;
+        let spaces = decode_spaces(&saved.base.image.state)?;
         let own = Presence { node: node.clone(), pid, peer: None, clients: Vec::new() };
-        let lockd = Lockd::following(node, pid, table);
+        let lockd = Lockd::following(node, pid, spaces);
         let (reached, desk) = (Reached::default(), Desk::default());
         let replica = Replica::new(now, config, saved);
-        Ok(Self { lockd, replica, own, reached, desk, wants_image: false, gathers: false })
+        Ok(Self {
+            lockd,
+            replica,
+            own,
+            reached,
+            desk,
+            wants_image: false,
+            gathers: false,
+            mover: Mover::default(),
+        })
     }
 
     /// What a new group begins with.
     #[must_use]
     pub fn first_state() -> Vec<u8> {
-        encode_table(&Table::default())
+        encode_spaces(&Spaces::default())
+    }
+
+    /// Breaks a rule of lockspaces.
+    #[cfg(feature = "canary")]
+    #[must_use]
+    pub fn breaking(self, rule: core::spaces::canary::Canary) -> Self {
+        Self { lockd: self.lockd.breaking(rule), mover: Mover::breaking(rule), ..self }
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
@@ -170,13 +201,18 @@ impl Replicated {
             }
             Input::Durable { number } => Work::Replica(replica::Input::Durable { number }),
             Input::WantsBase => {
-                let state = encode_table(self.lockd.table()).into();
+                let state = encode_spaces(self.lockd.spaces()).into();
                 Work::Replica(replica::Input::Compact { state })
             }
             Input::Transfer(to) => Work::Replica(replica::Input::Transfer(to)),
             Input::Change(change) => Work::Replica(replica::Input::Change(change)),
+            Input::Called(call) => Work::Mover(mover::Input::Reached(call)),
+            Input::Lost(call) => Work::Mover(mover::Input::Lost(call)),
+            Input::Heard(call, frame) => Work::Mover(mover::Input::Heard(call, frame)),
         };
         self.run(now, first, out)?;
+        // Whatever happened may have changed a lockspace that moves.
+        self.run(now, Work::Mover(mover::Input::Tick), out)?;
         self.serve_operator(now, out)
     }
 
@@ -184,7 +220,7 @@ impl Replicated {
     fn run(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
         self.run_all(now, first, out)?;
         while std::mem::take(&mut self.wants_image) {
-            let state = encode_table(self.lockd.table()).into();
+            let state = encode_spaces(self.lockd.spaces()).into();
             self.run_all(now, Work::Replica(replica::Input::Compact { state }), out)?;
         }
         Ok(())
@@ -214,13 +250,20 @@ impl Replicated {
     pub fn settle(&mut self, now: Time, out: &mut Vec<Output>) -> Result<(), Unknown> {
         self.gathers = false;
         self.run(now, Work::Settle, out)?;
+        // What was put off may have changed a lockspace that moves.
+        self.run(now, Work::Mover(mover::Input::Tick), out)?;
         self.serve_operator(now, out)
     }
 
     /// When to step again at the latest, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let deadlines = [self.lockd.next_deadline(), self.replica.next_deadline(), self.desk.next_deadline()];
+        let deadlines = [
+            self.lockd.next_deadline(),
+            self.replica.next_deadline(),
+            self.desk.next_deadline(),
+            self.mover.next_deadline(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -241,6 +284,20 @@ impl Replicated {
         let mut work = VecDeque::from([first]);
         while let Some(next) = work.pop_front() {
             match next {
+                Work::Mover(input) => {
+                    let mut outputs = Vec::new();
+                    self.mover.step(now, input, self.lockd.spaces(), self.lockd.leads(), &mut outputs);
+                    for output in outputs {
+                        match output {
+                            mover::Output::Call(call, address) => out.push(Output::Call(call, address)),
+                            mover::Output::Say(call, frame) => out.push(Output::Say(call, frame)),
+                            mover::Output::HangUp(call) => out.push(Output::HangUp(call)),
+                            mover::Output::Decide(command) => {
+                                work.push_back(Work::Core(core::Input::Decide(command)));
+                            }
+                        }
+                    }
+                }
                 Work::Core(input) => {
                     let mut outputs = Vec::new();
                     self.lockd.step(now, input, &mut outputs);
@@ -291,7 +348,7 @@ impl Replicated {
             replica::Output::Install(image) => {
                 // It names the group as it is there.
                 self.wants_image = false;
-                core::Input::Installed(Box::new(decode_table(&image.state)?))
+                core::Input::Installed(Box::new(decode_spaces(&image.state)?))
             }
             replica::Output::Established { term } => {
                 out.push(Output::Leads { term });
@@ -419,18 +476,18 @@ fn push(out: &mut Vec<Output>, output: Output) -> Result<(), Unknown> {
     Ok(())
 }
 
-fn encode_table(table: &Table) -> Vec<u8> {
-    postcard::to_stdvec(table).expect("writing to memory does not fail")
+fn encode_spaces(spaces: &Spaces) -> Vec<u8> {
+    postcard::to_stdvec(spaces).expect("writing to memory does not fail")
 }
 
 /// A replica without a group has no state yet.
-fn decode_table(state: &[u8]) -> Result<Table, Unknown> {
+fn decode_spaces(state: &[u8]) -> Result<Spaces, Unknown> {
     if state.is_empty() {
-        return Ok(Table::default());
+        return Ok(Spaces::default());
     }
-    let table: Table = postcard::from_bytes(state).map_err(|_| Unknown("a table that does not decode"))?;
-    table.check().map_err(Unknown)?;
-    Ok(table)
+    let spaces: Spaces = postcard::from_bytes(state).map_err(|_| Unknown("lockspaces that do not decode"))?;
+    spaces.check().map_err(Unknown)?;
+    Ok(spaces)
 }
 
 fn decode_command(command: &Bytes) -> Result<Command, Unknown> {

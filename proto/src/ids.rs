@@ -132,6 +132,10 @@ token! {
     Secret
 }
 token! {
+    /// Identity of one move of a lockspace between two groups of lockds, drawn by who asks for it.
+    MigrationId
+}
+token! {
     /// One run of one process: tells a restarted exporter from the one before it.
     InstanceId
 }

@@ -119,6 +119,22 @@ pub const LOCKS_PER_RESOURCE_MAX: usize = 4096;
 /// Watches of one lockd session.
 pub const WATCHES_PER_SESSION_MAX: usize = 4096;
 
+/// Lockspaces of one group of lockds, those that moved away included: each is a table of its own in every snapshot.
+pub const LOCKSPACES_MAX: usize = 16;
+
+/// Lockspaces that a group takes in at once: each is held in memory until it is whole.
+pub const IMPORTS_MAX: usize = 2;
+
+/// Largest lockspace that moves, bytes: a full store of keys, and fifty thousand locks. All of it is decoded and checked in
+/// one step of a lockd, which must be short beside an election.
+pub const LOCKSPACE_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of a lockspace in one request: half of the longest command of lockd's log.
+pub const IMPORT_BYTES_MAX: usize = 16 << 10;
+
+/// Addresses at which a group of lockds is found: its replicas, or a few networks of each.
+pub const GROUP_ADDRESSES_MAX: usize = 16;
+
 /// Most attachments in one report of an exporter: a volume each of a well filled hypervisor, some of them snapshots. An
 /// exporter that has more reports the first ones.
 pub const CLIENTS_PER_REPORT_MAX: usize = 512;

@@ -230,6 +230,10 @@ impl Session {
                 let (members, term) = (self.mirror.members(), self.mirror.term());
                 self.say(FromLockd::Status(LockdStatus { node, pid: 0, members, term }), out);
             }
+            // Not answered, as by a lockd: the only one is entered already.
+            ToLockd::Enter { space } if space.as_str() == csnap_lockd::core::spaces::DEFAULT => {}
+            ToLockd::Enter { .. } => out.push(Output::Drop("etcd has the lockspace default only")),
+            ToLockd::Space(_) => out.push(Output::Drop("there are no lockspaces here")),
             ToLockd::Group(_) => out.push(Output::Drop("there is no group of lockds here")),
             ToLockd::Operate { .. } | ToLockd::Status | ToLockd::Close => self.repeat_the_end(out),
         }

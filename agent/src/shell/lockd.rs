@@ -42,6 +42,11 @@ impl Link {
         Self { lockds, events, current: None, last_error: Arc::default() }
     }
 
+    /// Lockds are found there from now on: of another group, and another cluster.
+    pub(super) fn move_to(&mut self, addresses: Vec<SocketAddr>) {
+        self.lockds = self.lockds.moved_to(addresses);
+    }
+
     /// To any lockd, rather to the one at `hint`.
     pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         self.drop_current();

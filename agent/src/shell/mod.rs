@@ -282,6 +282,7 @@ impl Agent {
                     return Some(Input::Lockd(ClientInput::Disconnected { attempt }));
                 }
             }
+            ClientOutput::Moved { to } => self.lockd.move_to(to),
             ClientOutput::Event(event) => unreachable!("the core keeps events to itself: {event:?}"),
         }
         None

@@ -57,6 +57,15 @@ impl Service {
         }
     }
 
+    /// The lock service goes on at these lockds, as it said itself.
+    pub(super) fn move_to(&mut self, addresses: Vec<SocketAddr>) {
+        match self {
+            Self::Lockd(link) => link.move_to(addresses),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(_) => unreachable!("etcd moves nothing, and not to {addresses:?}"),
+        }
+    }
+
     /// What the last calls brought about at once.
     pub(super) fn take_inputs(&mut self) -> Vec<Input> {
         match self {

@@ -5,6 +5,7 @@ pub(crate) mod cert;
 mod check;
 mod import;
 pub(crate) mod lockd;
+pub(crate) mod lockspace;
 mod node;
 mod pool;
 mod server;
@@ -43,6 +44,7 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Attach { target, device: None } => attach::run(dir, json, target).await,
         Command::Node(node) => node::run(dir, json, node).await,
         Command::Cert(cert) => cert::run(dir, json, cert),
+        Command::Lockspace(lockspace) => lockspace::run(dir, json, lockspace).await,
         Command::Pool(pool) => pool::run(json, pool).await,
         Command::Server(server) => match server.usage() {
             Ok(ServerUse::Action(action)) => server::run(dir, json, action).await,

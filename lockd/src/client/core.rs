@@ -91,6 +91,11 @@ pub enum ClientOutput {
         /// What.
         frame: Frame<ToLockd>,
     },
+    /// Lockds are found there from now on: the session's lockspace moved to another group.
+    Moved {
+        /// At any of these.
+        to: Vec<SocketAddr>,
+    },
     /// For the owner.
     Event(ClientEvent),
 }
@@ -158,6 +163,8 @@ struct Renewal {
 pub struct LockClient {
     config: ClientConfig,
     identity: Identity,
+    /// Absent for the one that every group has.
+    space: Option<Name>,
     info: Vec<u8>,
     /// Lockd has confirmed the session at least once.
     known: bool,
@@ -192,6 +199,7 @@ impl LockClient {
         let mut client = Self {
             config: ClientConfig { lease_ms, renew_ms, ..config },
             identity,
+            space: None,
             info: Vec::new(),
             known: false,
             closing: false,
@@ -227,6 +235,12 @@ impl LockClient {
     #[must_use]
     pub fn bound_by_lease(self) -> Self {
         Self { bound_by_lease: true, ..self }
+    }
+
+    /// The same in another lockspace than the one that every group has. Before the first step.
+    #[must_use]
+    pub fn in_lockspace(self, space: Name) -> Self {
+        Self { space: Some(space), ..self }
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
@@ -410,6 +424,9 @@ impl LockClient {
         }
         self.link = Link::Opening { give_up_at: now.after(self.patience()) };
         let Identity { session, secret } = self.identity;
+        if let Some(space) = self.space.clone() {
+            self.send(ToLockd::Enter { space }, out);
+        }
         if self.known {
             self.send(ToLockd::Resume { session, secret, last_event: self.last_event }, out);
             // Sent along, so that a lease about to run out is renewed without another round trip.
@@ -476,6 +493,13 @@ impl LockClient {
             }
             (Link::Opening { .. } | Link::Open, FromLockd::NotLeader { leader }) => {
                 self.on_not_leader(now, &leader, out);
+            }
+            (Link::Opening { .. } | Link::Open, FromLockd::Moved { to }) => {
+                out.push(ClientOutput::Moved { to });
+                out.push(ClientOutput::Disconnect { attempt: self.attempt });
+                // The search is over, unless two groups send it to each other.
+                self.backoff_ms = self.backoff_ms.min(RECONNECT_MS_MIN);
+                self.on_disconnected(now, out);
             }
             (Link::Opening { .. } | Link::Open, FromLockd::Renewed) => self.on_renewed(now, frame.id),
             (Link::Open, FromLockd::Answer { sequence, reply }) => {

@@ -71,6 +71,13 @@ impl Lockds {
         }
     }
 
+    /// Those of another group, which our own group said that it moved what we use to. It is a cluster of its own, and not
+    /// remembered for the next life: then our own group says so again.
+    #[must_use]
+    pub fn moved_to(&self, addresses: Vec<SocketAddr>) -> Self {
+        Self::new(addresses.into_iter().map(Address::Tcp).collect(), self.tls.clone())
+    }
+
     /// The cluster, once it is known.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {

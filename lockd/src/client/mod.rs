@@ -8,6 +8,7 @@
 //! ```text
 //! LockClient::new(config, identity, info)              a session that lockd does not know yet
 //! LockClient::resume(config, identity, last_event)     one of an earlier life, saved by its owner
+//! client.in_lockspace(name)                            before the first step; without it in the default one
 //! client.step(now, ClientInput, &mut Vec<ClientOutput>)
 //! client.operate(now, LockOp, &mut Vec<ClientOutput>) -> Option<Ticket>   None: too many wait already
 //! client.set_renewing(now, bool, &mut out)             false: the lease runs out unless it is set again
@@ -19,14 +20,15 @@
 //!
 //! ClientInput:  Tick | Connected { attempt } | Disconnected { attempt } | Received { attempt, frame }
 //!               | Status | Close
-//! ClientOutput: Connect { attempt } | Disconnect { attempt } | Send { attempt, frame } | Event(ClientEvent)
+//! ClientOutput: Connect { attempt } | Disconnect { attempt } | Send { attempt, frame } | Moved { to }
+//!               | Event(ClientEvent)
 //! ClientEvent:  Opened { locks, queued, resumed } | Answer { ticket, op, reply } | Event(LockEvent)
 //!               | Jeopardy | Disconnected | SessionLost { reason } | Closed | Status(LockdStatus)
 //! ```
 //!
 //! The owner starts it with one `Tick`. `Connect` asks for a connection to any lockd; the owner answers it with
 //! `Connected` or `Disconnected` of the same `attempt`, and anything of another attempt is ignored, so a stale
-//! connection cannot speak. An attempt that brought no answer within a third of the lease is given up by the client
+//! connection cannot speak. `Moved` says where any lockd is from then on. An attempt that brought no answer within a third of the lease is given up by the client
 //! (`Disconnect`). A lockd that does not lead says who does, if it knows: the next attempt follows at once, to
 //! [`LockClient::hint`] and then to the others, but not more than a few such hints in a row.
 //!

@@ -166,6 +166,7 @@ impl Keeper {
                         let _ = current.outgoing.send(bytes);
                     }
                 }
+                ClientOutput::Moved { to } => self.lockds = self.lockds.moved_to(to),
                 ClientOutput::Event(ClientEvent::Answer { ticket, reply, .. }) => {
                     if let Some(asker) = self.waiting.remove(&ticket) {
                         let _ = asker.send(reply);

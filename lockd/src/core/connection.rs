@@ -7,6 +7,8 @@ use std::time::Duration;
 use csnap_proto::limits::HANDSHAKE_MS_MAX;
 use csnap_proto::{Caller, SessionId, Time};
 
+use super::spaces::SpaceId;
+
 /// Connections at once. A few for each session that may be, so that reconnecting never waits for dead ones; strangers
 /// beyond push out the oldest stranger.
 pub const LOCKD_CONNECTIONS_MAX: usize = 1024;
@@ -15,15 +17,27 @@ pub const LOCKD_CONNECTIONS_MAX: usize = 1024;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ConnectionId(pub u64);
 
+/// A session in its lockspace. Ids of sessions are drawn by their owners, so the id alone does not tell two lockspaces
+/// apart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Attendee {
+    pub(super) space: SpaceId,
+    pub(super) session: SessionId,
+}
+
 /// How far a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Role {
-    /// Has not said who it is; closed then.
-    Stranger { until: Time },
+    /// Has not said who it is, or only asks about lockspaces; closed then.
+    Stranger {
+        until: Time,
+        /// The lockspace that it is about to open or resume a session in.
+        space: SpaceId,
+    },
     /// Asked for a new session, whose command is on its way to the log.
     Opening,
     /// Speaks for a session.
-    Owner(SessionId),
+    Owner(Attendee),
     /// Asked while nobody led; what it asked for is dropped, and it is told who leads as soon as that is known.
     Held,
     /// An operator's, being answered.
@@ -41,8 +55,7 @@ pub(super) struct Connections {
 impl Connections {
     /// Takes a new connection in. Gives the one that has to go for it, if there are too many; it may be the new one.
     pub(super) fn admit(&mut self, now: Time, id: ConnectionId, caller: Caller) -> Option<ConnectionId> {
-        let until = now.after(Duration::from_millis(HANDSHAKE_MS_MAX));
-        self.open.insert(id, Role::Stranger { until });
+        self.open.insert(id, Role::Stranger { until: Self::patience(now), space: SpaceId::DEFAULT });
         self.callers.insert(id, caller);
         if self.open.len() <= LOCKD_CONNECTIONS_MAX {
             return None;
@@ -52,6 +65,25 @@ impl Connections {
         let victim = stranger.map(|(id, _)| *id).expect("the new one is a stranger");
         self.remove(victim);
         Some(victim)
+    }
+
+    /// Until when somebody may stay who does not speak for a session.
+    fn patience(now: Time) -> Time {
+        now.after(Duration::from_millis(HANDSHAKE_MS_MAX))
+    }
+
+    /// An operator, or another group that a lockspace comes from, goes on asking.
+    pub(super) fn stay(&mut self, now: Time, id: ConnectionId) {
+        if let Some(Role::Stranger { until, .. }) = self.open.get_mut(&id) {
+            *until = Self::patience(now);
+        }
+    }
+
+    /// A stranger says which lockspace it is about.
+    pub(super) fn enter(&mut self, id: ConnectionId, entered: SpaceId) {
+        if let Some(Role::Stranger { space, .. }) = self.open.get_mut(&id) {
+            *space = entered;
+        }
     }
 
     pub(super) fn role(&self, id: ConnectionId) -> Option<Role> {
@@ -76,10 +108,10 @@ impl Connections {
 
     /// An operator's request is under way, or answered; whoever speaks for a session goes on to.
     pub(super) fn set_waiting(&mut self, now: Time, id: ConnectionId, waits: bool) {
-        let until = now.after(Duration::from_millis(HANDSHAKE_MS_MAX));
+        let until = Self::patience(now);
         match self.open.get_mut(&id) {
             Some(role @ Role::Stranger { .. }) if waits => *role = Role::Waiting,
-            Some(role @ Role::Waiting) if !waits => *role = Role::Stranger { until },
+            Some(role @ Role::Waiting) if !waits => *role = Role::Stranger { until, space: SpaceId::DEFAULT },
             _ => {}
         }
     }
@@ -105,14 +137,16 @@ impl Connections {
 
     /// Strangers whose time is over.
     pub(super) fn overdue(&self, now: Time) -> Vec<ConnectionId> {
-        let late =
-            self.open.iter().filter(|(_, role)| matches!(role, Role::Stranger { until } if now >= *until));
+        let late = self
+            .open
+            .iter()
+            .filter(|(_, role)| matches!(role, Role::Stranger { until, .. } if now >= *until));
         late.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let deadlines = self.open.values().filter_map(|role| match role {
-            Role::Stranger { until } => Some(*until),
+            Role::Stranger { until, .. } => Some(*until),
             Role::Opening | Role::Owner(_) | Role::Held | Role::Waiting => None,
         });
         deadlines.min()
@@ -132,7 +166,8 @@ mod tests {
         let mut connections = Connections::default();
         let owner = ConnectionId(0);
         assert_eq!(admit(&mut connections, 0, 0), None);
-        connections.set_role(owner, Role::Owner(SessionId([1; 16])));
+        let attendee = Attendee { space: SpaceId::DEFAULT, session: SessionId([1; 16]) };
+        connections.set_role(owner, Role::Owner(attendee));
         for n in 1..LOCKD_CONNECTIONS_MAX as u64 {
             assert_eq!(admit(&mut connections, n, n), None);
         }

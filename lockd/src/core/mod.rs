@@ -3,6 +3,7 @@
 //! - [`mode`]: the compatibility matrix and the direction of value blocks;
 //! - [`permission`]: who may ask for what;
 //! - [`table`]: the lock table, a state machine replicable by a log;
+//! - [`spaces`]: several tables side by side, and their move between groups;
 //! - [`Lockd`]: connections and leases around it, and the order of log and answers.
 
 pub mod canary;
@@ -12,6 +13,7 @@ mod lease;
 mod lockd;
 pub mod mode;
 pub mod permission;
+pub mod spaces;
 pub mod table;
 #[cfg(test)]
 mod tests;

@@ -59,13 +59,17 @@ pub enum Request {
     WriteKeys,
     /// To write or delete a key that csnap's own daemons use.
     WriteReservedKeys,
+    /// To say which lockspace a session is about.
+    Enter,
+    /// To see lockspaces, to make or move one, or to bring one.
+    Spaces,
     /// To be a replica of the group, on the port for replicas.
     Replicate,
 }
 
 impl Request {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Status,
         Self::Open,
         Self::OpenAsAnother,
@@ -82,6 +86,8 @@ impl Request {
         Self::ReadKeys,
         Self::WriteKeys,
         Self::WriteReservedKeys,
+        Self::Enter,
+        Self::Spaces,
         Self::Replicate,
     ];
 
@@ -99,6 +105,8 @@ impl Request {
             ToLockd::Resume { .. } => Self::Resume,
             ToLockd::Renew { .. } | ToLockd::Close => Self::Keep,
             ToLockd::Operate { op, .. } => Self::of_operation(op),
+            ToLockd::Enter { .. } => Self::Enter,
+            ToLockd::Space(_) => Self::Spaces,
         }
     }
 
@@ -147,6 +155,8 @@ impl fmt::Display for Request {
             Self::ReadKeys => "read keys",
             Self::WriteKeys => "write keys",
             Self::WriteReservedKeys => "write keys that begin with csnap/",
+            Self::Enter => "enter a lockspace",
+            Self::Spaces => "see, make or move lockspaces",
             Self::Replicate => "replicate",
         })
     }
@@ -175,6 +185,8 @@ pub fn allows(role: Role, request: Request) -> bool {
                 | R::ReadKeys
                 | R::WriteKeys
                 | R::WriteReservedKeys
+                | R::Enter
+                | R::Spaces
         ),
         Role::Node => matches!(
             request,
@@ -190,6 +202,7 @@ pub fn allows(role: Role, request: Request) -> bool {
                 | R::ReadKeys
                 | R::WriteKeys
                 | R::WriteReservedKeys
+                | R::Enter
         ),
         Role::Client => matches!(
             request,
@@ -202,6 +215,7 @@ pub fn allows(role: Role, request: Request) -> bool {
                 | R::Watch
                 | R::ReadKeys
                 | R::WriteKeys
+                | R::Enter
         ),
         Role::Lockd => matches!(request, R::Replicate),
     }
@@ -230,8 +244,10 @@ pub fn check(caller: &Caller, request: Request, broken: Broken) -> Result<(), De
 
 #[cfg(test)]
 mod tests {
-    use csnap_proto::message::lock::{Expect, Flags, Mode, Owner, ReplicaNumber, ValueChange};
-    use csnap_proto::{EventNumber, LockId, Name, OwnerId, Secret, Sequence, SessionId};
+    use csnap_proto::message::lock::{
+        Expect, Flags, Manifest, Mode, Owner, ReplicaNumber, SpaceRequest, ValueChange, Way,
+    };
+    use csnap_proto::{EventNumber, LockId, MigrationId, Name, OwnerId, Secret, Sequence, SessionId};
 
     use super::*;
 
@@ -297,6 +313,22 @@ mod tests {
         let replica = ReplicaNumber(1);
         let (node, address) = (Name::new("n1").expect("a name"), ([127, 0, 0, 1], 1).into());
         let add = GroupRequest::Add { replica, node, address };
+        let (name, migration) = (Name::new("work").expect("a name"), MigrationId([1; 16]));
+        let spaces = [
+            SpaceRequest::List,
+            SpaceRequest::Create { name: name.clone() },
+            SpaceRequest::Migrate { name: name.clone(), way: Way { migration, to: vec![address] } },
+            SpaceRequest::Abort { name: name.clone() },
+            SpaceRequest::Import {
+                name: name.clone(),
+                migration,
+                manifest: Manifest { bytes: 1, hash: [0; 32] },
+                offset: 0,
+                bytes: Vec::new(),
+            },
+            SpaceRequest::Activate { name: name.clone(), migration },
+            SpaceRequest::Discard { name: name.clone(), migration },
+        ];
         let mut messages = vec![
             (ToLockd::Status, Request::Status),
             (ToLockd::Group(GroupRequest::Show), Request::Status),
@@ -310,7 +342,9 @@ mod tests {
             (resume, Request::Resume),
             (ToLockd::Renew { last_event: EventNumber(0) }, Request::Keep),
             (ToLockd::Close, Request::Keep),
+            (ToLockd::Enter { space: name.clone() }, Request::Enter),
         ];
+        messages.extend(spaces.map(|asked| (ToLockd::Space(asked), Request::Spaces)));
         messages.extend(operations.map(|(op, request)| (operate(op), request)));
         messages
     }
@@ -330,7 +364,7 @@ mod tests {
     }
 
     /// The table once more, as docs/lockd.md has it: lockd, node, operator, client.
-    const DOCUMENTED: [(Request, &str); 17] = [
+    const DOCUMENTED: [(Request, &str); 19] = [
         (Request::Status, "-yyy"),
         (Request::Open, "-yyy"),
         (Request::OpenAsAnother, "--y-"),
@@ -347,6 +381,8 @@ mod tests {
         (Request::ReadKeys, "-yyy"),
         (Request::WriteKeys, "-yyy"),
         (Request::WriteReservedKeys, "-yy-"),
+        (Request::Enter, "-yyy"),
+        (Request::Spaces, "--y-"),
         (Request::Replicate, "y---"),
     ];
 

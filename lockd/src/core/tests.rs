@@ -14,7 +14,8 @@ use bytes::{Bytes, BytesMut};
 use csnap_proto::message::lock::{Flags, FromLockd, LockOp, Mode, ToLockd, ValueChange};
 use csnap_proto::{Caller, EventNumber, Frame, Name, Secret, SessionId, Time, frame};
 
-use super::table::{Command, Table};
+use super::spaces::{Command, Spaces};
+use super::table::Table;
 use super::{ConnectionId, Input, Lockd, Output};
 use crate::client::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient, Ticket};
 
@@ -182,6 +183,7 @@ impl World {
                         self.queue.push_back(Delivery::Lockd(Input::Received(id, over_the_wire(&frame))));
                     }
                 }
+                ClientOutput::Moved { to } => panic!("there is one group, and not {to:?}"),
                 ClientOutput::Event(event) => self.peers[peer].events.push(event),
             }
         }
@@ -261,13 +263,13 @@ impl World {
         }
     }
 
-    fn replayed(&self) -> Table {
-        let mut table = Table::default();
+    fn replayed(&self) -> Spaces {
+        let mut spaces = Spaces::default();
         for bytes in &self.log {
             let command: Command = postcard::from_bytes(bytes).expect("we wrote it");
-            table.apply(command, &mut Vec::new());
+            spaces.apply(command, &mut Vec::new());
         }
-        table
+        spaces
     }
 
     fn drop_connection(&mut self, peer: usize) {

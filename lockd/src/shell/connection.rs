@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use csnap_proto::Frame;
 use csnap_proto::frame::{FrameDecoder, HEADER_BYTES, encode};
-use csnap_proto::limits::FRAME_BYTES_MAX;
+use csnap_proto::limits::{FRAME_BYTES_MAX, IMPORT_BYTES_MAX};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
 use csnap_transport::{ReadHalf, WriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,8 +22,8 @@ use super::door::Guest;
 use super::{Event, Events};
 use crate::core::ConnectionId;
 
-/// Longest request, bytes: an Open with the longest description and names has half of it.
-const REQUEST_BYTES_MAX: usize = 8 << 10;
+/// Longest request, bytes: a piece of a lockspace with its names. An Open with the longest description has a fifth of it.
+const REQUEST_BYTES_MAX: usize = IMPORT_BYTES_MAX + (4 << 10);
 
 /// Unsent answers beyond which the peer is not read from, bytes.
 const BACKLOG_BYTES_PATIENT: usize = 64 << 10;

@@ -6,6 +6,7 @@
 //!
 //! What it is not: a judge. Which connections may stay, and what is answered when, the core decides.
 
+mod calls;
 mod config;
 mod connection;
 mod door;
@@ -17,6 +18,8 @@ mod introduction;
 mod peers;
 mod places;
 pub(crate) mod socket;
+#[cfg(test)]
+mod space_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -41,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use self::calls::Calls;
 pub use self::config::LockdConfig;
 use self::connection::Connection;
 use self::door::{Door, Guest, Listener};
@@ -72,6 +76,8 @@ enum Event {
     Peer(SocketAddr, Option<Peer>),
     /// A replica said something.
     Said(PeerMessage),
+    /// A call to another group, and what became of it or was heard on it.
+    Called(Input),
 }
 
 type Events = mpsc::Sender<Event>;
@@ -117,6 +123,7 @@ struct Daemon {
     peers: Peers,
     /// Places of connections from other replicas.
     seats: Seats,
+    calls: Calls,
     connections: BTreeMap<ConnectionId, Connection>,
     last_connection: u64,
     events: Events,
@@ -195,6 +202,7 @@ impl Daemon {
         let own = Rc::new(Introduction { hello: Cell::new(hello), presence });
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let peers = Peers::new(Rc::clone(&own), tls.clone(), events.clone());
+        let calls = Calls::new(tls.clone(), events.clone());
         Ok(Self {
             config: config.clone(),
             replica_config,
@@ -207,6 +215,7 @@ impl Daemon {
             tls,
             peers,
             seats: Seats::default(),
+            calls,
             connections: BTreeMap::new(),
             last_connection: 0,
             events,
@@ -400,6 +409,12 @@ impl Daemon {
             Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
             Event::Peer(address, heard) => self.on_peer(address, heard),
             Event::Said(message) => self.turn(Input::Peer(message)),
+            Event::Called(input) => {
+                if let Input::Lost(call) = input {
+                    self.calls.hang_up(call);
+                }
+                self.turn(input)
+            }
             Event::Closed(id, why) => match self.connections.remove(&id) {
                 Some(connection) => {
                     if let Some(why) = why {
@@ -450,6 +465,9 @@ impl Daemon {
                     self.keep_peers();
                 }
                 Output::Refused(why) => warn!("{why}"),
+                Output::Call(call, address) => self.calls.call(call, address),
+                Output::Say(call, frame) => self.calls.say(call, &frame),
+                Output::HangUp(call) => self.calls.hang_up(call),
             }
         }
         let cluster = self.core.replica().cluster();

@@ -34,7 +34,7 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Starts one; returns when it listens, or with why it does not.
-async fn start(dir: &Path) -> anyhow::Result<Running> {
+pub(super) async fn start(dir: &Path) -> anyhow::Result<Running> {
     start_with(config(dir)).await
 }
 

@@ -6,13 +6,14 @@
 //!
 //! Files: here the session and the modes; `operation`: what is asked and answered; `event`: what is told; `flags`;
 //! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown; `group`: the lockds
-//! themselves.
+//! themselves; `space`: lockspaces and how they move.
 
 mod event;
 mod flags;
 mod group;
 mod key;
 mod operation;
+mod space;
 mod value;
 mod view;
 
@@ -25,6 +26,7 @@ pub use self::flags::Flags;
 pub use self::group::{GroupReply, GroupRequest, GroupView, ReplicaNumber, ReplicaView};
 pub use self::key::{Expect, KeyOp, KeyReply, KeyView};
 pub use self::operation::{LockOp, LockReply, Told, Watched};
+pub use self::space::{Manifest, SpaceReply, SpaceRequest, SpaceState, SpaceView, Way};
 pub use self::value::{Holder, Owner, ValueBlock, ValueChange};
 pub use self::view::{Fenced, ListedLock, LockRow, LockView, LockdStatus, Member, QueuedView, ResourceView};
 use super::Family;
@@ -96,6 +98,13 @@ pub enum ToLockd {
     Status,
     /// An operator's, about the lockds themselves; needs no session. → [`FromLockd::Group`].
     Group(GroupRequest),
+    /// The Open or Resume that follows is about this lockspace; without it, about `default`. Not answered.
+    Enter {
+        /// Which.
+        space: Name,
+    },
+    /// Something with lockspaces themselves; needs no session. → [`FromLockd::Space`].
+    Space(SpaceRequest),
 }
 
 /// Lockd to client.
@@ -145,6 +154,13 @@ pub enum FromLockd {
     },
     /// Answer to an operator.
     Group(GroupReply),
+    /// The lockspace is served by another group: go on there, with the same session. The connection ends.
+    Moved {
+        /// Where that group is found.
+        to: Vec<SocketAddr>,
+    },
+    /// Answer to a [`ToLockd::Space`].
+    Space(SpaceReply),
 }
 
 fn check_text(text: &str, bytes_max: usize, what: &'static str) -> Result<(), &'static str> {
@@ -158,6 +174,7 @@ impl Message for ToLockd {
         match self {
             Self::Open { info, .. } => operation::check_info(info),
             Self::Operate { op, .. } => op.check(),
+            Self::Space(request) => request.check(),
             _ => Ok(()),
         }
     }
@@ -170,6 +187,8 @@ impl Message for FromLockd {
         match self {
             Self::NotLeader { leader } => group::check_addresses(leader),
             Self::Group(reply) => reply.check(),
+            Self::Moved { to } => space::check_addresses(to),
+            Self::Space(reply) => reply.check(),
             _ => Ok(()),
         }
     }

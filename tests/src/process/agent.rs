@@ -304,6 +304,9 @@ impl AgentProc {
                 self.resumed &= !matches!(frame.message, ToLockd::Open { .. });
                 sim.send(self.id, conn, &frame);
             }
+            ClientOutput::Moved { to } => {
+                sim.violation(format!("there is one group of lockds, and not {to:?}"));
+            }
             ClientOutput::Event(event) => unreachable!("the core keeps events to itself: {event:?}"),
         }
         None

@@ -128,7 +128,13 @@ impl LockdProc {
                 // Nobody waits for a lockd that is about to lead, so it listens only then.
                 Output::Leads { .. } => sim.net.listen(LOCKD_ADDRESS, self.id, self.host),
                 Output::Denied(_, denied) => sim.violation(denied.to_string()),
-                Output::Peer(_) | Output::Follows | Output::Members(_) | Output::Refused(_) => {
+                Output::Peer(_)
+                | Output::Follows
+                | Output::Members(_)
+                | Output::Refused(_)
+                | Output::Call(..)
+                | Output::Say(..)
+                | Output::HangUp(_) => {
                     sim.violation("a lockd alone has no others to deal with".to_owned());
                 }
             }

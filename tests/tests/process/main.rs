@@ -20,6 +20,7 @@ mod lifecycle;
 mod lock_load;
 mod lockds;
 mod locks;
+mod lockspace;
 mod messages;
 mod namespaces;
 mod nbd;

@@ -74,6 +74,7 @@ impl World {
                 self.etcd_step(n, etcd::Input::Frame(frame));
             }
             ClientOutput::Disconnect { .. } | ClientOutput::Send { .. } => {}
+            ClientOutput::Moved { to } => panic!("etcd has no other group, and not {to:?}"),
             ClientOutput::Event(event) => panic!("the core keeps events to itself: {event:?}"),
         }
     }

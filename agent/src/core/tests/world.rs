@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
-use csnap_lockd::core::table::{Command, Table};
+use csnap_lockd::core::spaces::{Command, Spaces};
 use csnap_lockd::core::{ConnectionId, Input as LockdInput, Lockd, Output as LockdOutput};
 use csnap_proto::message::local::FromAgent;
 use csnap_proto::message::lock::{FromLockd, LockEvent, ToLockd};
@@ -94,7 +94,7 @@ impl World {
 
     /// A node for each priority, none started.
     pub(super) fn cold(priorities: &[u32], failback: Failback) -> Self {
-        let lockd = Lockd::new(Time(0), Name::new("lockd1").expect("a name"), 1, Table::default());
+        let lockd = Lockd::new(Time(0), Name::new("lockd1").expect("a name"), 1, Spaces::default());
         let mut world = Self {
             now: Time(0),
             queue: BTreeMap::new(),
@@ -234,6 +234,7 @@ impl World {
                     self.push(NET, Event::ToLockd(LockdInput::Received(id, frame)));
                 }
             }
+            ClientOutput::Moved { to } => panic!("there is one group, and not {to:?}"),
             ClientOutput::Event(event) => panic!("the core keeps events to itself: {event:?}"),
         }
     }
@@ -311,12 +312,12 @@ impl World {
         if self.lockd.is_some() {
             return;
         }
-        let mut table = Table::default();
+        let mut spaces = Spaces::default();
         for bytes in &self.log {
             let command: Command = postcard::from_bytes(bytes).expect("the log holds commands");
-            table.apply(command, &mut Vec::new());
+            spaces.apply(command, &mut Vec::new());
         }
-        self.lockd = Some(Lockd::new(self.now, Name::new("lockd1").expect("a name"), 1, table));
+        self.lockd = Some(Lockd::new(self.now, Name::new("lockd1").expect("a name"), 1, spaces));
         if let Some(etcd) = &mut self.etcd {
             etcd.change_leader(self.now);
         }

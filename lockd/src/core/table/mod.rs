@@ -15,10 +15,11 @@
 //! Files: here sessions and the way a command takes; `operate`: what an operation does; `request`: new locks and
 //! conversions; `orphan`: persistent locks; `circle`: deadlocks; `settle`: what follows for everybody else; `key`: the
 //! configuration store; `watch`; `resource`: queues and the rules of granting; `session`: answers and events; `view`: what
-//! is shown.
+//! is shown; `foreign`: a table that came from another group.
 
 mod circle;
 mod command;
+mod foreign;
 mod key;
 mod operate;
 mod orphan;

@@ -127,6 +127,12 @@ impl Table {
         self.sessions.get(&id).map(|session| session.secret == secret)
     }
 
+    /// Locks, granted or waiting.
+    #[must_use]
+    pub fn lock_count(&self) -> usize {
+        self.locks.len()
+    }
+
     /// Every session with its lease, milliseconds.
     pub fn leases(&self) -> impl Iterator<Item = (SessionId, u64)> {
         self.sessions.iter().map(|(id, session)| (*id, session.lease_ms))

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::client::{Duty, Tenure};
+use crate::core::table;
 
 /// Longest delays, microseconds: what lockd says may take longer than what it hears.
 const TO_LOCKD_US: u64 = 100_000;
@@ -99,6 +100,7 @@ impl Pair {
         while let Some(output) = out.pop_front() {
             let mut more = Vec::new();
             match output {
+                ClientOutput::Moved { to } => panic!("there is one group, and not {to:?}"),
                 ClientOutput::Connect { attempt } if self.now < self.cut_at => {
                     self.send(Delivery::Lockd(Input::Opened(ConnectionId(attempt), Caller::local())));
                     self.client.step(now, ClientInput::Connected { attempt }, &mut more);
@@ -138,7 +140,7 @@ impl Pair {
             match output {
                 Output::Append(bytes) => {
                     let command: Command = postcard::from_bytes(&bytes).expect("lockd made it");
-                    if matches!(command, Command::Expire { .. }) {
+                    if matches!(command, Command::In(_, table::Command::Expire { .. })) {
                         self.expired.get_or_insert(self.now);
                     }
                     self.lockd.step(Time(self.now), Input::Durable { count: 1 }, &mut more);
