@@ -11,6 +11,7 @@ use csnap_lockd::shell::LockdConfig;
 use csnap_nbd_export::ExportConfig;
 use csnap_server::shell::ServerConfig;
 use csnap_storage::posix::Backend;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Daemon;
@@ -18,6 +19,10 @@ use crate::{pool, supervisor};
 
 /// How long a snapshot create waits for the writer to drain.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Descriptors that every daemon asks for, as far as the hard limit goes: of an exporter, which needs the most, a
+/// connection takes one and an attachment up to 64 arenas.
+const DESCRIPTORS: u64 = 65_536;
 
 /// `csnap agent`
 pub(crate) fn agent(daemon: &Daemon) -> anyhow::Result<()> {
@@ -90,7 +95,7 @@ fn read(daemon: &Daemon) -> anyhow::Result<String> {
     std::fs::read_to_string(&daemon.config).with_context(|| daemon.config.display().to_string())
 }
 
-/// Ties the process to its supervisor, and logs to stderr.
+/// Ties the process to its supervisor, logs to stderr, and raises what it may have open.
 fn start(daemon: &Daemon) -> anyhow::Result<()> {
     if let Some(supervisor) = daemon.supervisor_pid {
         supervisor::tie_to(supervisor)?;
@@ -100,7 +105,20 @@ fn start(daemon: &Daemon) -> anyhow::Result<()> {
     // What cannot be logged is dropped: to complain about it on the same stderr would end the process.
     let log = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     log.with_writer(std::io::stderr).with_ansi(false).init();
+    raise_descriptors();
     Ok(())
+}
+
+/// The soft limit of descriptors is made for programs that use `select`.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!("cannot raise the limit of open descriptors to {wanted}: {error}");
+        }
+    }
 }
 
 /// This very binary as another daemon.

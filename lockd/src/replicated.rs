@@ -17,13 +17,15 @@ use ::core::net::SocketAddr;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use csnap_proto::message::lock::{FromLockd, GroupReply, GroupRequest, ToLockd};
+use csnap_proto::message::lock::{FromLockd, GroupReply, GroupRequest, KeyOp, LockOp, ToLockd};
 use csnap_proto::{Caller, Frame, Name, Term, Time};
 
 use self::contact::Reached;
 pub use self::contact::{Contact, Presence};
 use self::operator::{Begun, Desk, Next, Operator, Situation};
 
+use crate::canary::{self, Canary};
+use crate::core::canary as table_canary;
 use crate::core::permission::Denied;
 use crate::core::spaces::mover::{self, CallId, Mover};
 use crate::core::spaces::{Command, Spaces};
@@ -125,6 +127,8 @@ pub struct Replicated {
     /// See [`Self::gather`].
     gathers: bool,
     mover: Mover,
+    /// Rules that it breaks: none, outside tests.
+    broken: (canary::Broken, table_canary::Broken),
 }
 
 impl Replicated {
@@ -143,6 +147,7 @@ impl Replicated {
         let own = Presence { node: node.clone(), pid, peer: None, clients: Vec::new() };
         let lockd = Lockd::following(node, pid, spaces);
         let (reached, desk) = (Reached::default(), Desk::default());
+        let broken = (config.broken, table_canary::Broken::NONE);
         let replica = Replica::new(now, config, saved);
         Ok(Self {
             lockd,
@@ -153,7 +158,16 @@ impl Replicated {
             wants_image: false,
             gathers: false,
             mover: Mover::default(),
+            broken,
         })
+    }
+
+    /// The same, with a table that breaks a rule: for tests of the tests. Without the cargo feature `canary` there is none.
+    #[must_use]
+    pub fn breaking(mut self, rule: table_canary::Broken) -> Self {
+        self.broken.1 = rule;
+        self.lockd.break_rule(rule);
+        self
     }
 
     /// What a new group begins with.
@@ -165,7 +179,7 @@ impl Replicated {
     /// Breaks a rule of lockspaces.
     #[cfg(feature = "canary")]
     #[must_use]
-    pub fn breaking(self, rule: core::spaces::canary::Canary) -> Self {
+    pub fn breaking_lockspaces(self, rule: core::spaces::canary::Canary) -> Self {
         Self { lockd: self.lockd.breaking(rule), mover: Mover::breaking(rule), ..self }
     }
 
@@ -188,7 +202,10 @@ impl Replicated {
             Input::Received(id, Frame { id: request, message: ToLockd::Group(asked), .. }) => {
                 return self.on_operator(now, Operator { connection: id, request }, asked, out);
             }
-            Input::Received(id, frame) => Work::Core(core::Input::Received(id, frame)),
+            Input::Received(id, frame) => {
+                self.read_early(id, &frame, out);
+                Work::Core(core::Input::Received(id, frame))
+            }
             Input::Peer(message) => Work::Replica(replica::Input::Received(message)),
             Input::Reached(id, presence) => {
                 self.reached.reached(id, presence);
@@ -279,6 +296,16 @@ impl Replicated {
         &self.replica
     }
 
+    /// See [`Canary::ReadWithoutTheLog`].
+    fn read_early(&self, id: ConnectionId, frame: &Frame<ToLockd>, out: &mut Vec<Output>) {
+        if let ToLockd::Operate { sequence, op: op @ LockOp::Key(KeyOp::Get { .. }), .. } = &frame.message
+            && self.broken.0.breaks(Canary::ReadWithoutTheLog)
+        {
+            let message = FromLockd::Answer { sequence: *sequence, reply: self.lockd.table().look(op) };
+            out.push(Output::Send(id, Frame { id: frame.id, term: frame.term, message }));
+        }
+    }
+
     /// What one thing leads to, until nothing is left.
     fn run_all(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
         let mut work = VecDeque::from([first]);
@@ -348,7 +375,9 @@ impl Replicated {
             replica::Output::Install(image) => {
                 // It names the group as it is there.
                 self.wants_image = false;
-                core::Input::Installed(Box::new(decode_spaces(&image.state)?))
+                let mut spaces = decode_spaces(&image.state)?;
+                spaces.break_tables(self.broken.1);
+                core::Input::Installed(Box::new(spaces))
             }
             replica::Output::Established { term } => {
                 out.push(Output::Leads { term });

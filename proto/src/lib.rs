@@ -7,6 +7,7 @@
 //! - [`ids`]: what things are called (volumes, snapshots, sessions, terms, epochs);
 //! - [`caller`]: who is at the other end: roles, and how certificates write them;
 //! - [`units`]: how much of something (time, chunks, byte ranges, places in the store);
+//! - [`descriptors`]: how open files are shared out;
 //! - [`limits`]: every bound that a peer can run into;
 //! - [`frame`]: header, checksum, incremental decoding;
 //! - [`message`]: what is said, family by family.
@@ -15,6 +16,7 @@
 //! ([`limits::FRAME_BYTES_MAX`]), whatever the bytes are.
 
 pub mod caller;
+pub mod descriptors;
 pub mod frame;
 pub mod ids;
 pub mod limits;
@@ -22,6 +24,7 @@ pub mod message;
 pub mod units;
 
 pub use caller::{Caller, Principal, PrincipalError, Role};
+pub use descriptors::Descriptors;
 pub use frame::{Frame, FrameDecoder, FrameError};
 pub use ids::*;
 pub use units::*;

@@ -5,7 +5,7 @@
 //! written. What it writes is referred to by nobody until the core has recorded it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -16,11 +16,15 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::core::canary::{Broken, Canary};
 use crate::core::{CopyError, CopyOut};
+use crate::shelf::Shelf;
 use crate::state::Origin;
 
 /// Runs of one copy-out that are read side by side. On a cold disk each read is a seek, and a queue this deep keeps any
 /// device busy; at most the bytes of one copy-out wait to be written.
 const READS_AT_ONCE: usize = 64;
+
+/// Heads that are kept open, and as many arenas, which are a quarter of a terabyte of the store; another costs an open.
+pub const FILES_KEPT_OPEN_MAX: usize = 256;
 
 /// Path of an arena of the store.
 #[must_use]
@@ -43,21 +47,29 @@ pub enum Failure {
     Fatal(StorageError),
 }
 
-/// Open files of heads and arenas, by what they hold: opening is not repeated for every copy-out.
+/// Open files of heads and arenas, by what they hold: opening is not repeated for every copy-out. Whoever writes to an
+/// arena syncs it through the very file that it wrote to; of a head, every sync stands for itself, and what one of them
+/// found lost is the core's to remember.
 #[derive(Clone)]
 pub struct Files<S: Storage> {
     storage: S,
-    heads: Shelf<VolumeId, S::File>,
-    arenas: Shelf<(Term, u32), S::File>,
+    heads: Shared<VolumeId, S::File>,
+    arenas: Shared<(Term, u32), S::File>,
     broken: Broken,
 }
 
-type Shelf<K, F> = Rc<RefCell<BTreeMap<K, F>>>;
+type Shared<K, F> = Rc<RefCell<Shelf<K, F>>>;
 
 impl<S: Storage> Files<S> {
     /// Nothing open yet.
     pub fn new(storage: S) -> Self {
-        Self { storage, heads: Rc::default(), arenas: Rc::default(), broken: Broken::default() }
+        let (heads, arenas) = (shared(FILES_KEPT_OPEN_MAX), shared(FILES_KEPT_OPEN_MAX));
+        Self { storage, heads, arenas, broken: Broken::default() }
+    }
+
+    /// The same, with nothing open and fewer heads and arenas kept so, where the process may not have many.
+    pub(crate) fn keeping_open(self, most: usize) -> Self {
+        Self { heads: shared(most), arenas: shared(most), ..self }
     }
 
     /// The same, with the rule that a test breaks.
@@ -67,8 +79,9 @@ impl<S: Storage> Files<S> {
 
     /// The head of a volume, for reading. An adopted origin must still be what was adopted.
     pub async fn head(&self, volume: VolumeId, origin: &Origin) -> Result<S::File, StorageError> {
-        if let Some(file) = self.heads.borrow().get(&volume) {
-            return Ok(file.clone());
+        let known = self.heads.borrow_mut().get(volume);
+        if let Some(file) = known {
+            return Ok(file);
         }
         let file = match origin {
             Origin::Pool => self.storage.open(&head_path(volume), Access::ReadScattered).await?,
@@ -82,24 +95,29 @@ impl<S: Storage> Files<S> {
                 file
             }
         };
-        self.heads.borrow_mut().insert(volume, file.clone());
+        self.heads.borrow_mut().put(volume, file.clone());
         Ok(file)
     }
 
     /// Forgets the head of a volume that is going away.
     pub fn close_head(&self, volume: VolumeId) {
-        self.heads.borrow_mut().remove(&volume);
+        self.heads.borrow_mut().remove(volume);
     }
 
     /// An arena, for writing.
     pub async fn arena(&self, term: Term, arena: u32) -> Result<S::File, StorageError> {
-        if let Some(file) = self.arenas.borrow().get(&(term, arena)) {
-            return Ok(file.clone());
+        let known = self.arenas.borrow_mut().get((term, arena));
+        if let Some(file) = known {
+            return Ok(file);
         }
         let file = self.storage.open(&arena_path(term, arena), Access::ReadWrite).await?;
-        self.arenas.borrow_mut().insert((term, arena), file.clone());
+        self.arenas.borrow_mut().put((term, arena), file.clone());
         Ok(file)
     }
+}
+
+fn shared<K: Ord + Copy, F: Clone>(most: usize) -> Shared<K, F> {
+    Rc::new(RefCell::new(Shelf::new(most)))
 }
 
 /// Does one copy-out: reads the runs, [`READS_AT_ONCE`] side by side, writes what is not zero in their order, syncs each
@@ -108,7 +126,7 @@ pub async fn copy_out<S: Storage>(files: &Files<S>, job: &CopyOut) -> Result<Vec
     let origin = |error: StorageError| Failure::Refused(CopyError::Origin(error.to_string()));
     let head = files.head(job.volume, &job.origin).await.map_err(origin)?;
     let mut zeros = Vec::new();
-    let mut store = StoreWriter { files, gathered: None, written: BTreeSet::new() };
+    let mut store = StoreWriter { files, gathered: None, written: BTreeMap::new() };
     let read = async |&(run, extent): &(ChunkRange, StoreExtent)| {
         let data = read_run(files, &head, job, run).await.map_err(origin)?;
         Ok((run, extent, data))
@@ -136,7 +154,8 @@ struct StoreWriter<'a, S: Storage> {
     files: &'a Files<S>,
     /// Where it begins, and what follows from there.
     gathered: Option<(Location, BytesMut)>,
-    written: BTreeSet<(Term, u32)>,
+    /// What was written to, held until it is synced: another description of the same file might not be told of an error.
+    written: BTreeMap<(Term, u32), S::File>,
 }
 
 impl<S: Storage> StoreWriter<'_, S> {
@@ -155,8 +174,11 @@ impl<S: Storage> StoreWriter<'_, S> {
 
     async fn write_gathered(&mut self) -> Result<(), Failure> {
         let Some((at, data)) = self.gathered.take() else { return Ok(()) };
-        let file = self.files.arena(at.term, at.arena).await.map_err(Failure::Fatal)?;
-        self.written.insert((at.term, at.arena));
+        let file = match self.written.get(&(at.term, at.arena)) {
+            Some(file) => file.clone(),
+            None => self.files.arena(at.term, at.arena).await.map_err(Failure::Fatal)?,
+        };
+        self.written.insert((at.term, at.arena), file.clone());
         let written = self.files.storage.write(&file, at.offset(), data.freeze()).await;
         written.map_err(|error| match error {
             StorageError::NoSpace { .. } => Failure::Refused(CopyError::NoSpace),
@@ -170,9 +192,8 @@ impl<S: Storage> StoreWriter<'_, S> {
         if self.files.broken.breaks(Canary::LeaveCopyUnsynced) {
             return Ok(());
         }
-        for &(term, arena) in &self.written {
-            let file = self.files.arena(term, arena).await.map_err(Failure::Fatal)?;
-            self.files.storage.sync(&file).await.map_err(Failure::Fatal)?;
+        for file in self.written.values() {
+            self.files.storage.sync(file).await.map_err(Failure::Fatal)?;
         }
         Ok(())
     }
@@ -223,7 +244,7 @@ fn index(bytes: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use csnap_storage::sim::executor::Task;
+    use csnap_storage::sim::executor::{Task, run};
     use csnap_storage::sim::{OperationKind, SimDisk, SimNode};
 
     use super::*;
@@ -262,6 +283,64 @@ mod tests {
         }
         assert_eq!(copying.into_output().expect("it is done").expect("the disk is well"), []);
         assert_eq!(most, READS_AT_ONCE);
+    }
+
+    /// One chunk of a volume's head into an arena of its own.
+    fn one_chunk(volume: VolumeId, arenas: std::ops::Range<u32>) -> CopyOut {
+        let at = |arena| StoreExtent { at: Location { term: Term(1), arena, block: 0 }, blocks: 1 };
+        let moves =
+            arenas.zip(0..).map(|(arena, chunk)| (ChunkRange::one(Chunk(chunk)), at(arena))).collect();
+        CopyOut { volume, origin: Origin::Pool, chunk_bytes: 4096, size_bytes: 64 * 4096, moves }
+    }
+
+    fn heads_and_arenas(count: u32) -> SimDisk {
+        let disk = SimDisk::new(1);
+        for n in 0..count {
+            let content = vec![u8::try_from(n + 1).expect("few"); 64 * 4096];
+            disk.put_file(&head_path(VolumeId(n.into())), &content).expect("a fresh disk");
+            disk.put_file(&arena_path(Term(1), n), &[]).expect("a fresh disk");
+        }
+        disk
+    }
+
+    #[test]
+    fn heads_and_arenas_stay_within_what_is_kept_open() {
+        let disk = heads_and_arenas(40);
+        let files = Files::new(disk.storage(SimNode(1))).keeping_open(4);
+        for turn in 0..2 {
+            for n in 0..40 {
+                run(copy_out(&files, &one_chunk(VolumeId(n.into()), n..n + 1))).expect("the disk is well");
+                assert!(disk.open_files() <= 2 * 4, "{} are open", disk.open_files());
+                let content = disk.peek(&arena_path(Term(1), n)).expect("it is there");
+                assert!(content.iter().all(|&byte| u32::from(byte) == n + 1), "turn {turn}, arena {n}");
+            }
+        }
+        assert_eq!(disk.open_files(), 2 * 4, "and they are used");
+    }
+
+    #[test]
+    fn an_arena_is_synced_through_what_was_written_to_though_the_shelf_let_it_go() {
+        let disk = heads_and_arenas(8);
+        disk.set_stepped(true);
+        let files = Files::new(disk.storage(SimNode(1))).keeping_open(1);
+        let job = one_chunk(VolumeId(0), 0..8);
+        let mut copying = Task::new(copy_out(&files, &job));
+        let mut opened = Vec::new();
+        while !copying.poll() {
+            let oldest = disk.pending().into_iter().next().expect("it waits for the disk");
+            if oldest.kind == OperationKind::Open && oldest.path.contains("store") {
+                opened.push(oldest.path);
+            }
+            disk.complete_oldest();
+        }
+        copying.into_output().expect("it is done").expect("the disk is well");
+        assert_eq!(opened.len(), 8, "once each: {opened:?}");
+        disk.set_stepped(false);
+        disk.power_loss(7);
+        for n in 0..8 {
+            let content = disk.peek(&arena_path(Term(1), n)).expect("it is there");
+            assert_eq!(content, [1; 4096][..], "arena {n}");
+        }
     }
 
     #[test]

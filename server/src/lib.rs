@@ -12,6 +12,7 @@ pub mod check;
 pub mod copy;
 pub mod core;
 pub mod replay;
+mod shelf;
 #[cfg(feature = "shell")]
 pub mod shell;
 pub mod state;

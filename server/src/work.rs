@@ -52,6 +52,12 @@ impl<S: Storage> Workbench<S> {
         }
     }
 
+    /// The same, with fewer heads and arenas kept open than [`copy::FILES_KEPT_OPEN_MAX`] of each.
+    #[must_use]
+    pub fn keeping_open(self, most: usize) -> Self {
+        Self { files: self.files.keeping_open(most), ..self }
+    }
+
     /// The same, with the rule that a test breaks.
     #[must_use]
     pub fn breaking(self, broken: Broken) -> Self {
@@ -227,10 +233,13 @@ impl<S: Storage> Workbench<S> {
 
     async fn sync_head(&self, volume: VolumeId, origin: &Origin) -> Result<TaskDone, StorageError> {
         let file = self.files.head(volume, origin).await?;
-        if !self.broken.breaks(Canary::SkipHeadSync) {
-            self.storage.sync(&file).await?;
+        if self.broken.breaks(Canary::SkipHeadSync) {
+            return Ok(TaskDone::Done);
         }
-        Ok(TaskDone::Done)
+        // What could not be opened was not synced, and may be another time; a sync that failed is final.
+        let synced = self.storage.sync(&file).await;
+        Ok(synced
+            .map_or_else(|error| TaskDone::SyncFailed { reason: error.to_string() }, |()| TaskDone::Done))
     }
 
     async fn inspect_origin(&self, path: String) -> Result<TaskDone, StorageError> {

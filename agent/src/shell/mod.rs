@@ -127,6 +127,7 @@ struct Agent {
     lockd: service::Service,
     children: process::Children,
     conns: BTreeMap<ConnId, socket::Connection>,
+    connections_max: usize,
     next_conn: u64,
     sockets: BTreeMap<Ticket, TcpStream>,
     server: server::Prober,
@@ -170,6 +171,7 @@ impl Agent {
             lockd: service,
             children: process::Children::new(events.clone()),
             conns: BTreeMap::new(),
+            connections_max: socket::connections_max(),
             next_conn: 0,
             sockets: BTreeMap::new(),
             server: server::Prober::new(caller(draw_identity()?), events.clone()),
@@ -205,7 +207,7 @@ impl Agent {
     }
 
     fn on_accepted(&mut self, stream: UnixStream) -> anyhow::Result<()> {
-        let process = match socket::admit(&stream, self.conns.len()) {
+        let process = match socket::admit(&stream, self.conns.len(), self.connections_max) {
             Ok(process) => process,
             Err(reason) => {
                 warn!("connection refused: {reason}");

@@ -12,8 +12,9 @@ use bytes::{Bytes, BytesMut};
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::limits::{CONNECTIONS_MAX, FRAME_BYTES_MAX, HANDSHAKE_MS_MAX};
 use csnap_proto::message::local::{FromAgent, ToAgent};
-use csnap_proto::{Frame, RequestId, Term};
+use csnap_proto::{Descriptors, Frame, RequestId, Term};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::{Resource, getrlimit};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
@@ -61,10 +62,15 @@ pub(super) fn listen(path: &Path, events: Events) -> io::Result<()> {
     Ok(())
 }
 
+/// Connections at once, as many as leave the agent's own files theirs.
+pub(super) fn connections_max() -> usize {
+    Descriptors::new(getrlimit(Resource::Nofile).current).connections(CONNECTIONS_MAX)
+}
+
 /// Who connected, if they may: our own user or root, while there is room.
-pub(super) fn admit(stream: &UnixStream, conns: usize) -> Result<Process, String> {
-    if conns >= CONNECTIONS_MAX {
-        return Err(format!("{CONNECTIONS_MAX} connections are open already"));
+pub(super) fn admit(stream: &UnixStream, conns: usize, most: usize) -> Result<Process, String> {
+    if conns >= most {
+        return Err(format!("{most} connections are open already"));
     }
     let peer = stream.peer_cred().map_err(|error| format!("no credentials: {error}"))?;
     let own = rustix::process::geteuid().as_raw();

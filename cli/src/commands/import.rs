@@ -19,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::Advice;
 use tokio::sync::mpsc;
 
+use super::not_yet;
 use crate::args::VolumeCreate;
 use crate::operator::{Session, unexpected};
 use crate::{agents, pool};
@@ -30,7 +31,12 @@ const PIECE_BYTES: usize = 1 << 20;
 const AHEAD_MAX: usize = 4;
 
 pub(crate) async fn run(dir: &Path, create: &VolumeCreate, file: &Path) -> anyhow::Result<VolumeInfo> {
-    let source = open_image(file).with_context(|| file.display().to_string())?;
+    let source = match open_image(file) {
+        Err(error) if is_missing(&error) && names_snapshot(file) => {
+            return not_yet("volume create --from a snapshot");
+        }
+        opened => opened.with_context(|| file.display().to_string())?,
+    };
     let length = length_of(&source, file)?;
     let size_bytes = create.size.unwrap_or(length);
     if size_bytes < length {
@@ -74,6 +80,15 @@ fn open_image(path: &Path) -> anyhow::Result<std::fs::File> {
         bail!("it is neither a regular file nor a block device; give a raw image");
     }
     Ok(std::fs::File::open(path)?)
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Whether it reads as `VOLUME@SNAPSHOT`. A file of such a name is a file all the same.
+fn names_snapshot(path: &Path) -> bool {
+    path.to_str().and_then(|text| text.parse::<Target>().ok()).is_some_and(|target| target.snapshot.is_some())
 }
 
 /// Bytes of a file or block device.
@@ -163,5 +178,17 @@ mod tests {
         }
         std::fs::write(at("image"), b"x").expect("a file");
         assert!(open_image(&at("image")).is_ok());
+    }
+
+    #[test]
+    fn a_snapshot_is_told_from_a_file_that_is_not_there() {
+        let is_snapshot = |text: &str| {
+            let refused = open_image(Path::new(text)).expect_err("no such file");
+            is_missing(&refused) && names_snapshot(Path::new(text))
+        };
+        assert!(is_snapshot("v@a"));
+        assert!(
+            !is_snapshot("v") && !is_snapshot("/no/such/v@a") && !is_snapshot("v@") && !is_snapshot("/tmp")
+        );
     }
 }

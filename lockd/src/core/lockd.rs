@@ -276,6 +276,11 @@ impl Lockd {
         self.spaces.table(SpaceId::DEFAULT).unwrap_or(&EMPTY)
     }
 
+    /// From now on its tables break a rule; see [`super::canary`].
+    pub(crate) fn break_rule(&mut self, rule: super::canary::Broken) {
+        self.spaces.break_tables(rule);
+    }
+
     /// Commands appended and not yet durable.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -37,9 +37,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use csnap_proto::message::lock::ToLockd;
-use csnap_proto::{Frame, Time};
+use csnap_proto::{Descriptors, Frame, Time};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
 use csnap_transport::{Stream, Tls, unix};
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -53,7 +54,7 @@ use self::introduction::Introduction;
 use self::peers::{Own, Peer, Peers, Seats};
 use self::socket::now;
 use crate::canary::Broken;
-use crate::core::ConnectionId;
+use crate::core::{ConnectionId, LOCKD_CONNECTIONS_MAX};
 use crate::replica::{
     Base, ClusterId, Forming, Heard, Members, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write,
     Wrote,
@@ -125,6 +126,8 @@ struct Daemon {
     seats: Seats,
     calls: Calls,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// As many as leave the log its files; the core's own limit is lower, unless the process may have few open.
+    connections_max: usize,
     last_connection: u64,
     events: Events,
     inbox: mpsc::Receiver<Event>,
@@ -203,6 +206,7 @@ impl Daemon {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let peers = Peers::new(Rc::clone(&own), tls.clone(), events.clone());
         let calls = Calls::new(tls.clone(), events.clone());
+        let descriptors = Descriptors::new(getrlimit(Resource::Nofile).current);
         Ok(Self {
             config: config.clone(),
             replica_config,
@@ -217,6 +221,7 @@ impl Daemon {
             seats: Seats::default(),
             calls,
             connections: BTreeMap::new(),
+            connections_max: descriptors.connections(2 * LOCKD_CONNECTIONS_MAX),
             last_connection: 0,
             events,
             inbox,
@@ -400,6 +405,11 @@ impl Daemon {
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
+            Event::Accepted(guest) if self.connections.len() >= self.connections_max => {
+                let from = &guest.from;
+                warn!("{from}: connection closed: there are too many for the open files that lockd may have");
+                Ok(())
+            }
             Event::Accepted(guest) => {
                 self.last_connection += 1;
                 let (id, caller) = (ConnectionId(self.last_connection), guest.caller.clone());

@@ -86,7 +86,7 @@ impl Node {
 #[cfg(feature = "canary")]
 fn break_rule(core: Replicated, broken: Option<Canary>) -> Replicated {
     match broken {
-        Some(rule) => core.breaking(rule),
+        Some(rule) => core.breaking_lockspaces(rule),
         None => core,
     }
 }

@@ -19,14 +19,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use csnap_client::{ClientConfig, Operator, ServerSource};
 use csnap_proto::{InstanceId, Name};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tracing::{info, warn};
+use tracing::info;
 
 use self::volumes::Volumes;
 use crate::shell::{Listener, serve};
-
-/// Descriptors that are asked for, as far as the hard limit goes: a connection takes one, an attachment a few.
-const DESCRIPTORS: u64 = 65_536;
 
 /// Threads that serve connections: copying is what they do, and a client takes a core itself.
 const WORKERS: usize = 2;
@@ -71,7 +67,6 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 /// # Errors
 /// When a socket cannot be had: another exporter runs, or the path or address is taken.
 pub async fn run(config: ExportConfig, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    raise_descriptors();
     let mut listeners = vec![
         Listener::unix(&config.nbd_unix)
             .with_context(|| format!("cannot listen on {}", config.nbd_unix.display()))?,
@@ -106,16 +101,4 @@ fn draw_instance() -> anyhow::Result<InstanceId> {
     getrandom::fill(&mut bytes)
         .map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
     Ok(InstanceId(bytes))
-}
-
-/// The soft limit of descriptors is made for programs that use `select`.
-fn raise_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
-    if limit.current.is_some_and(|current| current < wanted) {
-        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            warn!("cannot raise the limit of open descriptors to {wanted}: {error}");
-        }
-    }
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use csnap_proto::Descriptors;
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -28,7 +30,8 @@ pub async fn serve<X: Exports>(
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopped) = watch::channel(false);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let most = Descriptors::new(getrlimit(Resource::Nofile).current).connections(CONNECTIONS_MAX);
+    let slots = Arc::new(Semaphore::new(most));
     let mut loops = JoinSet::new();
     for listener in listeners {
         loops.spawn(accept(listener, Arc::clone(&exports), Arc::clone(&slots), stopped.clone()));
@@ -64,7 +67,7 @@ async fn accept<X: Exports>(
             }
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            warn!("connection refused: there are {CONNECTIONS_MAX} already");
+            warn!("connection refused: there are too many already");
             continue;
         };
         let (exports, stopped) = (Arc::clone(&exports), stopped.clone());

@@ -125,7 +125,7 @@ mod tests {
     use crate::core::ConnId;
 
     fn effect(n: u64) -> Output {
-        Output::Close { conn: ConnId(n) }
+        Output::Close { conn: ConnId(n), reason: None }
     }
 
     fn record() -> Record {
@@ -145,7 +145,7 @@ mod tests {
         assert!(matches!(out[..], [Output::ReadGate { batch: BatchId(1) }]));
         out.clear();
         pipeline.gate_open(BatchId(1), &mut out);
-        assert!(matches!(out[..], [Output::Close { conn: ConnId(1) }]));
+        assert!(matches!(out[..], [Output::Close { conn: ConnId(1), .. }]));
         assert!(pipeline.is_idle());
     }
 
@@ -162,6 +162,6 @@ mod tests {
         pipeline.start(false, &mut out);
         out.clear();
         pipeline.gate_open(BatchId(2), &mut out);
-        assert!(matches!(out[..], [Output::Close { conn: ConnId(2) }]));
+        assert!(matches!(out[..], [Output::Close { conn: ConnId(2), .. }]));
     }
 }

@@ -10,7 +10,7 @@ use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::ToServer;
 use csnap_proto::{Frame, FreeBatchId, InstanceId, Name, RequestId, Secret, SessionId, Time};
 
-use super::{Config, ConnId, Out, Output, ServerCore};
+use super::{CloseReason, Config, ConnId, Out, Output, ServerCore};
 use crate::state::Attached;
 
 /// Who is at the other end.
@@ -103,8 +103,10 @@ impl Connections {
 
 impl ServerCore {
     pub(super) fn on_accepted(&mut self, conn: ConnId, out: Out) {
-        if self.draining || self.connections.all.len() >= CONNECTIONS_MAX {
-            out.push(Output::Close { conn });
+        let full = self.connections.all.len() >= CONNECTIONS_MAX;
+        if self.draining || full {
+            // Whoever comes to a server that drains asks the next one.
+            out.push(Output::Close { conn, reason: full.then_some(CloseReason::TooMany) });
             return;
         }
         let connection = Connection { peer: None, heard: self.now, told: FreeBatchId(0) };
@@ -121,20 +123,22 @@ impl ServerCore {
     }
 
     /// Forgets a connection now, and closes it after what was sent on it.
-    pub(super) fn part_with(&mut self, conn: ConnId) {
+    pub(super) fn part_with(&mut self, conn: ConnId, reason: Option<CloseReason>) {
         self.on_closed(conn);
-        self.pipeline.then(Output::Close { conn });
+        self.pipeline.then(Output::Close { conn, reason });
     }
 
-    pub(super) fn drop_connection(&mut self, conn: ConnId, out: Out) {
+    pub(super) fn drop_connection(&mut self, conn: ConnId, reason: CloseReason, out: Out) {
         self.on_closed(conn);
-        out.push(Output::Close { conn });
+        out.push(Output::Close { conn, reason: Some(reason) });
     }
 
     /// Connections that were silent for too long. Absent is not dead: sessions, and what they hold, stay.
     pub(super) fn drop_silent(&mut self, out: Out) {
         for conn in self.connections.silent(self.now, &self.config) {
-            self.drop_connection(conn, out);
+            let known = self.connections.peer(conn).is_some();
+            let reason = if known { CloseReason::Silent } else { CloseReason::Unidentified };
+            self.drop_connection(conn, reason, out);
         }
     }
 
@@ -147,19 +151,12 @@ impl ServerCore {
         let id = frame.id;
         if id == RequestId(0) {
             // Unnumbered requests would not count against the limit of unanswered ones.
-            return self.part_with(conn);
+            return self.part_with(conn, Some(CloseReason::Unnumbered));
         }
         match (&connection.peer, frame.message) {
             (None, ToServer::Identify(identify)) => self.on_identify(conn, id, identify, out),
-            (None, _) | (Some(_), ToServer::Identify(_)) => {
-                self.refuse(
-                    conn,
-                    id,
-                    RefusalKind::Invalid,
-                    "a connection starts with one Identify, and has no other",
-                );
-                self.part_with(conn);
-            }
+            (None, _) => self.refuse_order(conn, id, CloseReason::NotIdentified),
+            (Some(_), ToServer::Identify(_)) => self.refuse_order(conn, id, CloseReason::IdentifiedTwice),
             (Some(_), ToServer::QueryWrite { ranges }) => self.on_query_write(conn, id, ranges),
             (Some(_), ToServer::QuerySnapshotRead { read, ranges }) => {
                 self.on_query_snapshot_read(conn, id, read, &ranges);
@@ -172,5 +169,10 @@ impl ServerCore {
                 self.on_operate(conn, id, sequence, lowest_unanswered, request, out);
             }
         }
+    }
+    fn refuse_order(&mut self, conn: ConnId, id: RequestId, reason: CloseReason) {
+        let told = "a connection starts with one Identify, and has no other";
+        self.refuse(conn, id, RefusalKind::Invalid, told);
+        self.part_with(conn, Some(reason));
     }
 }

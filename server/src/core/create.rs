@@ -11,7 +11,7 @@
 //! Invariants: one create a volume at a time, others queue; a create that is resent (same token) joins the one in hand
 //! or finds the snapshot made; `Resume` goes out after the record is durable, or when there will be none.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::FromServer;
@@ -29,9 +29,9 @@ pub(super) struct Creates {
     queues: ByVolume<VecDeque<Create>>,
     /// Tells one Advice from another of the same create: an answer counts for the one that it names.
     last_advice: u64,
-    /// A sync of these heads failed: nothing is known of what was written to them since the last good one, and a second
-    /// sync would not tell. A writer that drains vouches for its own.
-    failed_syncs: BTreeSet<VolumeId>,
+    /// A sync of these heads failed, and how: nothing is known of what was written to them since the last good one, and a
+    /// second sync would not tell. A writer that drains vouches for its own.
+    failed_syncs: ByVolume<String>,
     /// How long they took.
     pub(super) timing: Timing,
 }
@@ -126,8 +126,8 @@ impl ServerCore {
                     return self
                         .fail_create(volume, Refusal::new(RefusalKind::NotFound, "the volume is gone"));
                 };
-                if self.creates.failed_syncs.contains(&volume) {
-                    return self.fail_create(volume, failed_sync());
+                if let Some(reason) = self.creates.failed_syncs.get(&volume) {
+                    return self.fail_create(volume, failed_sync(reason));
                 }
                 self.start_task(Purpose::SyncForCreate { volume, token }, Task::SyncHead { volume, origin });
                 Phase::Syncing
@@ -181,13 +181,22 @@ impl ServerCore {
     }
 
     pub(super) fn on_synced_for_create(&mut self, volume: VolumeId, token: RequestToken, done: TaskDone) {
+        if let TaskDone::SyncFailed { reason } = &done {
+            // Said once, whoever asked: the next sync would succeed over what was lost.
+            self.creates.failed_syncs.insert(volume, reason.clone());
+        }
         let Some(create) = self.creates.active(volume) else { return };
-        let current = create.token == token && matches!(create.phase, Phase::Syncing);
+        if create.token != token || !matches!(create.phase, Phase::Syncing) {
+            return; // A writer came meanwhile; its drain decides.
+        }
         match done {
-            _ if !current => {} // A writer came meanwhile; its drain decides.
-            TaskDone::Failed(_) => {
-                self.creates.failed_syncs.insert(volume);
-                self.fail_create(volume, failed_sync());
+            TaskDone::SyncFailed { reason } => self.fail_create(volume, failed_sync(&reason)),
+            TaskDone::Failed(refusal) => {
+                let reason = format!(
+                    "the server on {} cannot open the volume's head: {}; see to that, or move the server",
+                    self.config.node, refusal.reason
+                );
+                self.fail_create(volume, Refusal::new(refusal.kind, reason));
             }
             _ => self.record_snapshot(volume, None),
         }
@@ -287,7 +296,9 @@ impl ServerCore {
     }
 }
 
-fn failed_sync() -> Refusal {
-    let reason = "a sync of the volume's head failed: look at its disk, attach the volume and write it anew";
+fn failed_sync(reason: &str) -> Refusal {
+    let reason = format!(
+        "a sync of the volume's head failed ({reason}): look at its disk, attach the volume and write it anew"
+    );
     Refusal::new(RefusalKind::Media, reason)
 }

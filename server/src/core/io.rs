@@ -4,6 +4,7 @@ use csnap_proto::message::operate::Refusal;
 use csnap_proto::message::volume::{FromServer, ToServer};
 use csnap_proto::{ChunkRange, Frame, StoreExtent, Term, VolumeId};
 
+use super::closing::CloseReason;
 use crate::state::{Origin, State};
 
 macro_rules! number {
@@ -109,7 +110,12 @@ pub enum TaskDone {
         /// Taken by the heads asked for, bytes.
         heads_bytes: u64,
     },
-    /// It failed.
+    /// A head was opened, and its sync failed: nothing is known of what was written to it since the last good one.
+    SyncFailed {
+        /// What the medium said.
+        reason: String,
+    },
+    /// It failed, and changed nothing.
     Failed(Refusal),
 }
 
@@ -217,6 +223,8 @@ pub enum Output {
     Close {
         /// Which.
         conn: ConnId,
+        /// For the log; none where nothing is wrong.
+        reason: Option<CloseReason>,
     },
     /// Copy heads' content to the store and sync it, report [`Input::CopiedOut`].
     CopyOut {

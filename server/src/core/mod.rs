@@ -15,6 +15,7 @@
 
 mod background;
 pub mod canary;
+mod closing;
 mod commit;
 mod connection;
 mod create;
@@ -34,9 +35,11 @@ use csnap_proto::message::operate::{Refusal, RefusalKind};
 use csnap_proto::message::volume::FromServer;
 use csnap_proto::{Frame, Name, RequestId, Term, Time, VolumeId, WallMillis};
 
+pub use self::closing::CloseReason;
 pub use self::io::{
     BatchId, ConnId, CopyError, CopyId, CopyOut, Exit, Input, Output, Task, TaskDone, TaskId,
 };
+pub use self::operate::TASKS_AT_ONCE;
 
 use self::commit::Pipeline;
 use self::connection::Connections;

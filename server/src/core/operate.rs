@@ -4,7 +4,7 @@
 //! resend, also to another server, finds either both or neither. A resend of a request that is still in hand only
 //! redirects its answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use csnap_proto::frame::BODY_BYTES_MAX;
 use csnap_proto::limits::VOLUME_BYTES_MAX;
@@ -18,6 +18,9 @@ use crate::state::{Attached, Origin, Record, Session};
 
 /// Largest reply, bytes: what a frame holds, less the message around it.
 pub(super) const REPLY_BYTES_MAX: usize = BODY_BYTES_MAX - 64;
+
+/// File operations that are under way at once: each has a file open, and sessions may ask for many.
+pub const TASKS_AT_ONCE: usize = 16;
 
 /// Identity of an operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,8 +60,9 @@ pub(super) struct NewVolume {
 #[derive(Debug, Default)]
 pub(super) struct Operations {
     in_hand: BTreeMap<RequestKey, Route>,
+    /// Asked for, under way or not.
     tasks: BTreeMap<TaskId, Purpose>,
-    to_start: Vec<(TaskId, Task)>,
+    to_start: VecDeque<(TaskId, Task)>,
     last_task: u64,
     /// Volumes that this term made; ids carry the term, so this starts at 0.
     volumes_made: u32,
@@ -186,12 +190,16 @@ impl ServerCore {
         self.operations.last_task += 1;
         let task = TaskId(self.operations.last_task);
         self.operations.tasks.insert(task, purpose);
-        self.operations.to_start.push((task, what));
+        self.operations.to_start.push_back((task, what));
     }
 
-    /// File operations are not effects of a batch: nothing refers to what they touch.
+    /// File operations are not effects of a batch: nothing refers to what they touch. What is beyond [`TASKS_AT_ONCE`]
+    /// is started when others end.
     pub(super) fn start_tasks(&mut self, out: Out) {
-        out.extend(self.operations.to_start.drain(..).map(|(task, what)| Output::Start { task, what }));
+        let Operations { tasks, to_start, .. } = &mut self.operations;
+        let under_way = tasks.len() - to_start.len();
+        let free = TASKS_AT_ONCE.saturating_sub(under_way).min(to_start.len());
+        out.extend(to_start.drain(..free).map(|(task, what)| Output::Start { task, what }));
     }
 
     pub(super) fn on_task_ended(&mut self, task: TaskId, done: TaskDone, out: Out) {
@@ -288,7 +296,8 @@ impl ServerCore {
         let origin = match origin {
             Ok(_) if importer_left => {
                 self.pipeline.then(Output::RemoveHead { volume: volume.id });
-                return;
+                let reason = format!("who imports {} is gone", volume.name);
+                return self.answer(key, Err(Refusal::new(RefusalKind::Denied, reason)));
             }
             Ok(origin) => origin,
             Err(refusal) => return self.answer(key, Err(refusal)),

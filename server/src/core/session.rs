@@ -12,7 +12,7 @@ use csnap_proto::message::volume::{Attach, Forget, FromServer, Geometry, Identif
 use csnap_proto::{Epoch, FreeBatchId, InstanceId, Name, RequestId, SessionId, Target, Term, VolumeId};
 
 use super::connection::Peer;
-use super::{ConnId, Out, ServerCore};
+use super::{CloseReason, ConnId, Out, ServerCore};
 use crate::state::{Attached, Record, Session};
 
 /// Batches in one Renewed; the client comes back for more with its next Renew.
@@ -27,7 +27,7 @@ impl ServerCore {
             Ok(attached) => attached,
             Err(refusal) => {
                 self.send(conn, id, FromServer::Refused(refusal));
-                return self.part_with(conn);
+                return self.part_with(conn, Some(CloseReason::Refused));
             }
         };
         let peer = Peer {
@@ -42,12 +42,12 @@ impl ServerCore {
             if self.state.sessions().count() >= SESSIONS_MAX {
                 let reason = "too many sessions are open; see csnap status for who holds them";
                 self.refuse(conn, id, RefusalKind::Busy, reason);
-                return self.part_with(conn);
+                return self.part_with(conn, Some(CloseReason::Refused));
             }
             self.open_session(&peer);
         }
         if let Some(older) = self.connections.identify(conn, peer) {
-            self.drop_connection(older, out);
+            self.drop_connection(older, CloseReason::Superseded, out);
         }
         self.welcome(conn, id, attached);
     }
@@ -214,7 +214,7 @@ impl ServerCore {
         let Some(session) = self.connections.peer(conn).map(|peer| peer.session) else { return };
         self.end_session(session);
         self.send(conn, id, FromServer::Released);
-        self.part_with(conn);
+        self.part_with(conn, None);
     }
 
     /// An agent saw the process dead, and had the locks of these volumes' heads. A head that it did not look at may still
@@ -257,7 +257,7 @@ impl ServerCore {
         let conn = self.connections.of_session(session);
         self.end_session(session);
         if let Some(conn) = conn {
-            self.part_with(conn);
+            self.part_with(conn, Some(CloseReason::SessionEnded));
         }
     }
 

@@ -19,8 +19,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::{JoinHandle, spawn_local};
 
-use crate::core::{ConnId, Input};
+use super::closings::Closings;
+use super::now;
+use crate::core::{CloseReason, ConnId, Input};
 
 /// Unsent answers of one connection beyond which its peer is taken for dead: several of the largest frames.
 const BACKLOG_BYTES_MAX: usize = 8 * FRAME_BYTES_MAX;
@@ -40,8 +43,10 @@ pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// One connection, as the serving loop holds it. Dropping it closes the socket.
 pub(super) struct Connection {
+    peer: SocketAddr,
     outgoing: Rc<Outgoing>,
-    reader: tokio::task::JoinHandle<()>,
+    reader: JoinHandle<()>,
+    writer: JoinHandle<()>,
 }
 
 struct Outgoing {
@@ -49,17 +54,22 @@ struct Outgoing {
     /// There are bytes, or the end was reached.
     changed: Notify,
     ending: Cell<bool>,
-    overflown: Cell<bool>,
+    /// Counts sockets that are open: this one is until everything queued is sent, longer than its connection.
+    _open: Rc<()>,
     /// Requests that may still come before an answer goes out.
     permits: Semaphore,
 }
 
 impl Connection {
-    /// Starts reading and writing. Frames and the end of the connection go to `events`.
+    /// Starts reading and writing. Frames and the end of the connection go to `events`; `closings` is told of a peer that
+    /// does not speak our protocol. `open` is held while the socket is open.
     pub(super) fn start(
         conn: ConnId,
         stream: TcpStream,
+        peer: SocketAddr,
         events: mpsc::Sender<Input>,
+        closings: Rc<Closings>,
+        open: Rc<()>,
     ) -> std::io::Result<Self> {
         tune(&stream)?;
         let (read, write) = stream.into_split();
@@ -67,26 +77,43 @@ impl Connection {
             bytes: RefCell::default(),
             changed: Notify::new(),
             ending: Cell::new(false),
-            overflown: Cell::new(false),
+            _open: open,
             permits: Semaphore::new(REQUESTS_PER_CONNECTION_MAX),
         });
-        tokio::task::spawn_local(send_all(write, outgoing.clone()));
-        let reader = tokio::task::spawn_local(receive(conn, read, outgoing.clone(), events));
-        Ok(Self { outgoing, reader })
+        let writer = spawn_local(send_all(write, outgoing.clone()));
+        let receive = receive(read, outgoing.clone(), conn, events.clone());
+        let reader = spawn_local(async move {
+            if let Err(reason) = receive.await {
+                closings.note(now(), peer, reason);
+            }
+            let _ = events.send(Input::Closed { conn }).await;
+        });
+        Ok(Self { peer, outgoing, reader, writer })
     }
 
-    /// Queues a frame.
-    pub(super) fn send(&self, frame: &Frame<FromServer>) {
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Queues a frame; false when the peer leaves too much unread.
+    #[must_use]
+    pub(super) fn send(&self, frame: &Frame<FromServer>) -> bool {
         let mut bytes = self.outgoing.bytes.borrow_mut();
         if bytes.len() > BACKLOG_BYTES_MAX {
-            self.outgoing.overflown.set(true);
-        } else {
-            encode(frame, &mut bytes);
+            return false;
         }
+        encode(frame, &mut bytes);
         if frame.id.0 != 0 {
             self.outgoing.permits.add_permits(1);
         }
         self.outgoing.changed.notify_one();
+        true
+    }
+
+    /// Closes the socket at once, whatever is queued.
+    pub(super) fn cut(self) {
+        self.writer.abort();
     }
 }
 
@@ -110,7 +137,7 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
 async fn send_all(mut socket: OwnedWriteHalf, outgoing: Rc<Outgoing>) {
     loop {
         let mut bytes = outgoing.bytes.take();
-        if outgoing.overflown.get() || (bytes.is_empty() && outgoing.ending.get()) {
+        if bytes.is_empty() && outgoing.ending.get() {
             return;
         }
         if bytes.is_empty() {
@@ -121,34 +148,27 @@ async fn send_all(mut socket: OwnedWriteHalf, outgoing: Rc<Outgoing>) {
     }
 }
 
+/// Reads until the peer ends; why it is to be closed, if it did not.
 async fn receive(
-    conn: ConnId,
     mut socket: OwnedReadHalf,
     outgoing: Rc<Outgoing>,
+    conn: ConnId,
     events: mpsc::Sender<Input>,
-) {
+) -> Result<(), CloseReason> {
     let mut decoder = FrameDecoder::default();
     loop {
-        match decoder.next::<ToServer>() {
-            Ok(Some(frame)) => {
-                match outgoing.permits.acquire().await {
-                    Ok(permit) => permit.forget(),
-                    Err(_) => break,
-                }
+        match decoder.next::<ToServer>().map_err(CloseReason::Garbled)? {
+            Some(frame) => {
+                let Ok(permit) = outgoing.permits.acquire().await else { return Ok(()) };
+                permit.forget();
                 if events.send(Input::Frame { conn, frame }).await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
-            Ok(None) => match socket.read_buf(decoder.buffer()).await {
-                Ok(0) | Err(_) => break,
+            None => match socket.read_buf(decoder.buffer()).await {
+                Ok(0) | Err(_) => return Ok(()),
                 Ok(_) => {}
             },
-            Err(error) => {
-                let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |a| a.to_string());
-                tracing::warn!(%peer, %error, "closing a connection that does not speak our protocol");
-                break;
-            }
         }
     }
-    let _ = events.send(Input::Closed { conn }).await;
 }

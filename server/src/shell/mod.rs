@@ -4,6 +4,7 @@
 //! and serves. It moves events and decides nothing. It ends when its agent goes, when its gate is closed, when storage
 //! fails it, or when it is told to; whatever the reason, what is durable is all that matters.
 
+mod closings;
 mod connection;
 mod link;
 mod serve;

@@ -2,20 +2,25 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
+use csnap_proto::limits::CONNECTIONS_MAX;
 use csnap_proto::message::local::ToAgent;
-use csnap_proto::{Term, Time};
+use csnap_proto::{Descriptors, Term, Time};
 use csnap_storage::Storage;
-use tokio::net::TcpListener;
+use rustix::process::{Resource, getrlimit};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::{Duration, sleep};
 
+use super::closings::Closings;
 use super::connection::Connection;
 use super::link::{Link, Order};
 use super::{now, wall};
-use crate::core::{Config, ConnId, Exit, Input, Output, ServerCore};
+use crate::copy::FILES_KEPT_OPEN_MAX;
+use crate::core::{CloseReason, Config, ConnId, Exit, Input, Output, ServerCore};
 use crate::replay::StateReplay;
 use crate::state::State;
 use crate::term::{Fatal, Journal, Pool, Position, Prepared, TakenOver};
@@ -52,7 +57,10 @@ pub(super) async fn serve<S: Storage>(
     let (journal, state) = (taken.journal, taken.replay.into_state());
     let term = journal.term();
     let core = ServerCore::new(term, config, state, now(), wall());
-    let mut server = Server::new(core, Workbench::new(&pool, journal.clone()));
+    let descriptors = Descriptors::new(getrlimit(Resource::Nofile).current);
+    let kept_open = descriptors.kept_open(FILES_KEPT_OPEN_MAX);
+    let bench = Workbench::new(&pool, journal.clone()).keeping_open(kept_open);
+    let mut server = Server::new(core, bench, descriptors.connections(CONNECTIONS_MAX));
     let mut keeper = spawn_local(keep_segments(journal));
     let _life = show_life(&server.bench).await?;
     link.tell(ToAgent::ServerServing { term });
@@ -70,7 +78,7 @@ pub(super) async fn serve<S: Storage>(
             Some(done) = server.done_in.recv() => server.digest(done?),
             Some(input) = server.events_in.recv() => input,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match server.admit(stream) {
+                Ok((stream, peer)) => match server.admit(stream, peer) {
                     Some(input) => input,
                     None => continue,
                 },
@@ -101,6 +109,11 @@ struct Server<S: Storage> {
     core: ServerCore,
     bench: Workbench<S>,
     connections: BTreeMap<ConnId, Connection>,
+    /// Sockets at once; as many as leave the files of the pool theirs.
+    connections_max: usize,
+    /// One clone for each socket that is open, whether its connection counts or not.
+    open: Rc<()>,
+    closings: Rc<Closings>,
     last_conn: u64,
     next_look: Time,
     /// When a checkpoint is due although the journal is short: it makes the files of earlier terms superfluous.
@@ -114,7 +127,7 @@ struct Server<S: Storage> {
 }
 
 impl<S: Storage> Server<S> {
-    fn new(core: ServerCore, bench: Workbench<S>) -> Self {
+    fn new(core: ServerCore, bench: Workbench<S>, connections_max: usize) -> Self {
         let (events, events_in) = mpsc::channel(EVENTS_QUEUED_MAX);
         let (done, done_in) = mpsc::unbounded_channel();
         let connections = BTreeMap::new();
@@ -122,6 +135,9 @@ impl<S: Storage> Server<S> {
             core,
             bench,
             connections,
+            connections_max,
+            open: Rc::default(),
+            closings: Rc::default(),
             last_conn: 0,
             next_look: Time(0),
             first_checkpoint: Some(now().after(FIRST_CHECKPOINT_AFTER)),
@@ -133,10 +149,16 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    fn admit(&mut self, stream: tokio::net::TcpStream) -> Option<Input> {
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) -> Option<Input> {
+        let open = Rc::strong_count(&self.open) - 1;
+        if open >= self.connections_max {
+            self.closings.note(now(), peer, CloseReason::TooMany);
+            return None;
+        }
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        match Connection::start(conn, stream, self.events.clone()) {
+        let (events, closings) = (self.events.clone(), self.closings.clone());
+        match Connection::start(conn, stream, peer, events, closings, self.open.clone()) {
             Ok(connection) => {
                 self.connections.insert(conn, connection);
                 Some(Input::Accepted { conn })
@@ -168,6 +190,7 @@ impl<S: Storage> Server<S> {
         }
         self.wish_for_checkpoint(&mut out);
         self.look_for_the_dead();
+        self.closings.sum_up(now());
         self.core.end_turn(&mut out);
         Ok(self.perform(out))
     }
@@ -207,16 +230,31 @@ impl<S: Storage> Server<S> {
         });
     }
 
+    /// Closes the connection of a peer that does not read what it asked for. Its session stays.
+    fn cut_off(&mut self, conn: ConnId) {
+        let Some(connection) = self.connections.remove(&conn) else { return };
+        self.closings.note(now(), connection.peer(), CloseReason::Unread);
+        connection.cut();
+        let events = self.events.clone();
+        spawn_local(async move { drop(events.send(Input::Closed { conn }).await) });
+    }
+
     /// Carries outputs out, in order. Those that take time report by themselves.
     fn perform(&mut self, out: Vec<Output>) -> Option<Exit> {
         for output in out {
             match output {
                 Output::Send { conn, frame } => {
-                    if let Some(connection) = self.connections.get(&conn) {
-                        connection.send(&frame);
+                    if self.connections.get(&conn).is_some_and(|connection| !connection.send(&frame)) {
+                        self.cut_off(conn);
                     }
                 }
-                Output::Close { conn } => drop(self.connections.remove(&conn)),
+                Output::Close { conn, reason } => {
+                    if let Some(connection) = self.connections.remove(&conn)
+                        && let Some(reason) = reason
+                    {
+                        self.closings.note(now(), connection.peer(), reason);
+                    }
+                }
                 Output::Exit { reason } => return Some(reason),
                 output => {
                     let (bench, done) = (self.bench.clone(), self.done.clone());

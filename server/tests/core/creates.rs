@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use csnap_proto::FreeBatchId;
-use csnap_proto::message::operate::{OperatorReply, RefusalKind};
+use csnap_proto::message::operate::{OperatorReply, Refusal, RefusalKind};
 use csnap_proto::message::volume::{Attach, FromServer, IdentifyOk, ToServer};
-use csnap_server::core::{ConnId, Input};
+use csnap_server::core::{ConnId, Input, TaskDone};
 use csnap_server::state::Record;
 
 use crate::desk::Desk;
@@ -62,4 +62,47 @@ fn a_create_without_a_writer_syncs_the_head_and_a_newcomer_is_drained() {
     desk.say(ConnId(2), ToServer::Release);
     let id = desk.say(ConnId(1), create_snapshot(2, "a"));
     assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(OperatorReply::Snapshot(_)))));
+}
+
+#[test]
+fn a_head_that_cannot_be_opened_fails_one_create_in_its_own_words() {
+    let mut desk = Desk::with_writer();
+    desk.say(ConnId(2), ToServer::Release);
+    let kind = RefusalKind::NotFound;
+    desk.held.sync = Some(TaskDone::Failed(Refusal::new(kind, "/mnt/origin: not found")));
+    let id = desk.say(ConnId(1), create_snapshot(2, "a"));
+    let Some(FromServer::Refused(refusal)) = desk.answer_to(id) else { panic!("refused") };
+    assert_eq!(refusal.kind, kind);
+    assert!(refusal.reason.contains("/mnt/origin: not found"), "{}", refusal.reason);
+    assert!(refusal.reason.contains("n1") && !refusal.reason.contains("anew"), "{}", refusal.reason);
+    desk.held.sync = None;
+    let id = desk.say(ConnId(1), create_snapshot(3, "a"));
+    assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(_))), "it is mounted by now");
+}
+
+#[test]
+fn a_head_whose_sync_failed_has_no_snapshot_until_a_writer_drained() {
+    let mut desk = Desk::with_writer();
+    desk.say(ConnId(2), ToServer::Release);
+    desk.held.sync = Some(TaskDone::SyncFailed { reason: "the disk is gone".to_owned() });
+    desk.held.tasks = true;
+    desk.say(ConnId(1), create_snapshot(2, "a"));
+    // A failure counts also where a writer came meanwhile, and did not drain.
+    desk.connect(3, 3, Attach::Writer(name("v")));
+    let sync = desk.waiting.pop().expect("a sync is under way");
+    desk.held.tasks = false;
+    let ended = desk.carry_out(sync).expect("it ends");
+    desk.give(ended);
+    desk.say(ConnId(3), ToServer::Release);
+    desk.held.sync = None;
+    for sequence in [3, 4] {
+        let id = desk.say(ConnId(1), create_snapshot(sequence, "b"));
+        let Some(FromServer::Refused(refusal)) = desk.answer_to(id) else { panic!("refused") };
+        assert_eq!(refusal.kind, RefusalKind::Media);
+        assert!(refusal.reason.contains("the disk is gone"), "{}", refusal.reason);
+    }
+    desk.connect(4, 4, Attach::Writer(name("v")));
+    let id = desk.say(ConnId(1), create_snapshot(5, "c"));
+    desk.drained(4, 5);
+    assert!(matches!(desk.answer_to(id), Some(FromServer::Operated(_))), "the writer vouches for its own");
 }

@@ -1,6 +1,6 @@
 //! The desk around the core does what a shell would, at once and without failure, unless a test holds something back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest};
@@ -8,7 +8,7 @@ use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{
     Frame, InstanceId, PoolId, RequestId, Secret, Sequence, SessionId, Term, Time, VolumeId, WallMillis,
 };
-use csnap_server::core::{Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
+use csnap_server::core::{CloseReason, Config, ConnId, Exit, Input, Output, ServerCore, Task, TaskDone};
 use csnap_server::state::{Record, State};
 
 use crate::words::{create_snapshot, create_volume, name, newcomer, range, target, token};
@@ -19,13 +19,17 @@ pub(crate) struct Held {
     pub(crate) gates: bool,
     pub(crate) copies: bool,
     pub(crate) growth_fails: bool,
+    pub(crate) tasks: bool,
+    /// What comes of syncs of heads, if not success.
+    pub(crate) sync: Option<TaskDone>,
 }
 
 pub(crate) struct Desk {
     pub(crate) core: ServerCore,
     now: Time,
     sent: Vec<(ConnId, Frame<FromServer>)>,
-    pub(crate) closed: Vec<ConnId>,
+    /// With the reason that is logged.
+    pub(crate) closed: BTreeMap<ConnId, Option<CloseReason>>,
     pub(crate) exit: Option<Exit>,
     pub(crate) held: Held,
     pub(crate) waiting: Vec<Output>,
@@ -46,7 +50,7 @@ impl Desk {
             core,
             now: Time(0),
             sent: Vec::new(),
-            closed: Vec::new(),
+            closed: BTreeMap::new(),
             exit: None,
             held: Held::default(),
             waiting: Vec::new(),
@@ -74,13 +78,14 @@ impl Desk {
         match output {
             Output::ReadGate { .. } if self.held.gates => self.waiting.push(output),
             Output::CopyOut { .. } if self.held.copies => self.waiting.push(output),
+            Output::Start { .. } if self.held.tasks => self.waiting.push(output),
             Output::Append { batch, body, .. } => {
                 self.journal.extend(Record::decode_batch(&body).expect("the core's own records"));
                 return Some(Input::Appended { batch });
             }
             Output::ReadGate { batch } => return Some(Input::Gate { batch, open: true }),
             Output::Send { conn, frame } => self.sent.push((conn, frame)),
-            Output::Close { conn } => self.closed.push(conn),
+            Output::Close { conn, reason } => drop(self.closed.insert(conn, reason)),
             Output::CopyOut { copy, .. } => return Some(Input::CopiedOut { copy, result: Ok(Vec::new()) }),
             Output::GrowArena { extent, .. } => {
                 return Some(Input::ArenaGrown { extent, grown: !self.held.growth_fails });
@@ -92,7 +97,8 @@ impl Desk {
                         let inode = task.0;
                         TaskDone::Inspected { path, size_bytes: 1 << 20, device: 1, inode, in_pool: false }
                     }
-                    Task::CreateHead { .. } | Task::SyncHead { .. } => TaskDone::Done,
+                    Task::SyncHead { .. } => self.held.sync.clone().unwrap_or(TaskDone::Done),
+                    Task::CreateHead { .. } => TaskDone::Done,
                 };
                 return Some(Input::TaskEnded { task, done });
             }

@@ -63,6 +63,6 @@ fn a_mark_dies_with_its_connection() {
     let read = ReadId(9);
     desk.ask(ConnId(3), ToServer::QuerySnapshotRead { read, ranges: vec![range(0, 4)] });
     desk.connect(4, 3, Attach::Snapshot(target("v@a")));
-    assert!(desk.closed.contains(&ConnId(3)), "the session's older connection is ended");
+    assert!(desk.closed.contains_key(&ConnId(3)), "the session's older connection is ended");
     assert_eq!(desk.ask(ConnId(4), ToServer::FinishSnapshotRead { read }), FromServer::Retry { read });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use csnap_proto::message::operate::RefusalKind;
 use csnap_proto::message::volume::{Attach, FromServer, Identify, ToServer};
 use csnap_proto::{Frame, FreeBatchId, RequestId, Sequence, SessionId, Term};
-use csnap_server::core::{ConnId, Exit, Input, Output};
+use csnap_server::core::{CloseReason, ConnId, Exit, Input, Output, TASKS_AT_ONCE};
 
 use crate::desk::Desk;
 use crate::words::{create_volume, name, newcomer, range, refused};
@@ -24,7 +24,7 @@ fn a_second_writer_is_refused_and_told_who_holds_the_volume() {
 fn silence_takes_a_connection_and_not_the_volume() {
     let mut desk = Desk::with_writer();
     desk.pass(Duration::from_secs(60));
-    assert!(desk.closed.contains(&ConnId(2)));
+    assert_eq!(desk.closed[&ConnId(2)], Some(CloseReason::Silent));
     desk.connect(5, 1, Attach::Operator);
     assert_eq!(refused(&desk.connect(3, 3, Attach::Writer(name("v")))), Some(RefusalKind::Busy));
     assert!(
@@ -39,7 +39,7 @@ fn a_session_belongs_to_whoever_has_its_secret() {
     let stranger = newcomer(9, Attach::Writer(name("v")));
     let answer = desk.identify(8, Identify { session: SessionId([2; 16]), node: name("n2"), ..stranger });
     assert_eq!(refused(&answer), Some(RefusalKind::Denied));
-    assert!(!desk.closed.contains(&ConnId(2)));
+    assert!(!desk.closed.contains_key(&ConnId(2)));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn what_a_session_says_after_its_end_does_not_count() {
     desk.say(ConnId(2), ToServer::Release);
     let late = desk.say(ConnId(2), ToServer::QueryWrite { ranges: vec![range(0, 1)] });
     assert_eq!(desk.answer_to(late), None);
-    assert!(desk.closed.contains(&ConnId(2)));
+    assert!(desk.closed.contains_key(&ConnId(2)));
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn unnumbered_requests_end_the_connection() {
     let mut desk = Desk::with_writer();
     let message = ToServer::QueryWrite { ranges: vec![range(0, 1)] };
     desk.give(Input::Frame { conn: ConnId(2), frame: Frame { id: RequestId(0), term: Term(0), message } });
-    assert!(desk.closed.contains(&ConnId(2)));
+    assert!(desk.closed.contains_key(&ConnId(2)));
 }
 
 #[test]
@@ -97,4 +97,58 @@ fn a_deposed_server_answers_nothing_and_ends() {
     assert_eq!(desk.answer_to(id), None);
     desk.give(Input::Accepted { conn: ConnId(9) });
     assert_eq!(desk.answer_to(id), None, "and stays silent");
+}
+
+#[test]
+fn every_close_says_why_but_where_nothing_is_wrong() {
+    let mut desk = Desk::with_writer();
+    let query = || ToServer::QueryWrite { ranges: vec![range(0, 1)] };
+    desk.give(Input::Accepted { conn: ConnId(3) });
+    desk.say(ConnId(3), query());
+    desk.connect(4, 4, Attach::Operator);
+    desk.say(ConnId(4), ToServer::Identify(newcomer(4, Attach::Operator)));
+    desk.connect(5, 5, Attach::Writer(name("v")));
+    desk.connect(6, 2, Attach::Writer(name("v")));
+    let message = query();
+    desk.give(Input::Frame { conn: ConnId(1), frame: Frame { id: RequestId(0), term: Term(0), message } });
+    desk.say(ConnId(6), ToServer::Release);
+    desk.give(Input::Accepted { conn: ConnId(7) });
+    desk.pass(Duration::from_secs(60));
+    let wanted = [
+        (ConnId(1), Some(CloseReason::Unnumbered)),
+        (ConnId(2), Some(CloseReason::Superseded)),
+        (ConnId(3), Some(CloseReason::NotIdentified)),
+        (ConnId(4), Some(CloseReason::IdentifiedTwice)),
+        (ConnId(5), Some(CloseReason::Refused)),
+        (ConnId(6), None),
+        (ConnId(7), Some(CloseReason::Unidentified)),
+    ];
+    assert_eq!(desk.closed.into_iter().collect::<Vec<_>>(), wanted);
+}
+
+#[test]
+fn connections_beyond_the_most_are_closed_and_those_that_are_there_stay() {
+    let mut desk = Desk::with_writer();
+    let most = csnap_proto::limits::CONNECTIONS_MAX as u64;
+    for conn in 10..10 + most {
+        desk.give(Input::Accepted { conn: ConnId(conn) });
+    }
+    assert_eq!(desk.closed.len(), 2, "two were there before");
+    assert!(desk.closed.values().all(|reason| *reason == Some(CloseReason::TooMany)));
+    assert_eq!(refused(&desk.write(0, 1)), None);
+}
+
+#[test]
+fn file_operations_that_sessions_ask_for_are_so_many_at_once_and_all_are_done() {
+    let mut desk = Desk::with_writer();
+    desk.held.tasks = true;
+    let ask = |desk: &mut Desk, sequence: u64| {
+        let request = create_volume(&format!("v{sequence}"));
+        let sequence = Sequence(sequence);
+        desk.say(ConnId(1), ToServer::Operate { sequence, lowest_unanswered: Sequence(2), request })
+    };
+    let asked: Vec<RequestId> = (2..62).map(|sequence| ask(&mut desk, sequence)).collect();
+    assert_eq!(desk.waiting.len(), TASKS_AT_ONCE);
+    desk.release();
+    assert!(asked.iter().all(|&id| matches!(desk.answer_to(id), Some(FromServer::Operated(_)))));
 }

@@ -157,6 +157,12 @@ impl SimDisk {
         self.0.borrow().submitted
     }
 
+    /// Files that nodes have open.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.0.borrow().open_files()
+    }
+
     /// Operations in flight, oldest first.
     #[must_use]
     pub fn pending(&self) -> Vec<PendingOperation> {

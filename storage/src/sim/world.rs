@@ -145,6 +145,10 @@ impl World {
         *self.nodes.entry(node).or_default()
     }
 
+    pub(super) fn open_files(&self) -> usize {
+        self.handles.len()
+    }
+
     pub(super) fn close(&mut self, handle: HandleId) {
         if let Some(Handle { inode, .. }) = self.handles.remove(&handle)
             && self.locks.get(&inode) == Some(&handle)

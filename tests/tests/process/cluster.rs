@@ -27,6 +27,8 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     nodes: u32,
+    /// Soft and hard limit of open files, if not ours.
+    descriptors: Option<(u32, u32)>,
     up: Option<Child>,
 }
 
@@ -34,7 +36,15 @@ impl Cluster {
     /// Starts `nodes` nodes and waits until the volume `demo` can be had.
     pub(crate) fn start(nodes: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, up: None };
+        let mut cluster = Self { dir, nodes, descriptors: None, up: None };
+        cluster.up();
+        cluster
+    }
+
+    /// As [`Cluster::start`], with processes that may open so many files: soft and hard limit.
+    pub(crate) fn start_with_descriptors(nodes: u32, soft: u32, hard: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
+        let mut cluster = Self { dir, nodes, descriptors: Some((soft, hard)), up: None };
         cluster.up();
         cluster
     }
@@ -68,7 +78,16 @@ impl Cluster {
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");
         let log = std::fs::File::create(self.dir.path().join("up.log")).expect("a log");
-        let up = Command::new(binary())
+        let mut command = match self.descriptors {
+            None => Command::new(binary()),
+            Some((soft, hard)) => {
+                let mut shell = Command::new("sh");
+                let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
+                shell.args(["-c", &script, "sh"]).arg(binary());
+                shell
+            }
+        };
+        let up = command
             .arg("--dir")
             .arg(self.data())
             .args(["up", "--nodes", &self.nodes.to_string(), "--nbd", "127.0.0.1:0"])
@@ -175,6 +194,29 @@ impl Cluster {
             found.is_some()
         });
         found.expect("just found")
+    }
+
+    /// Where whoever serves listens.
+    pub(crate) fn server_address(&self) -> String {
+        let status = self.status();
+        status["server"]["address"].as_str().expect("an address").trim().to_owned()
+    }
+
+    /// Where the first lockd listens.
+    pub(crate) fn lockd_address(&self) -> String {
+        let path = self.data().join("lockd1/data/address");
+        std::fs::read_to_string(path).expect("lockd's address").lines().next().expect("a line").to_owned()
+    }
+
+    /// Process id of the only lockd.
+    pub(crate) fn lockd(&self) -> u32 {
+        let is_lockd = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|&byte| byte == 0).any(|word| word == b"lockd")
+        };
+        let all: Vec<u32> = self.processes().into_iter().filter(is_lockd).collect();
+        assert_eq!(all.len(), 1, "one lockd: {all:?}");
+        all[0]
     }
 
     /// URI of a volume or snapshot on a node's exporter, over its unix socket.

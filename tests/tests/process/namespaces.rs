@@ -22,70 +22,84 @@ const BLOCKS: u64 = 1024;
 
 /// Which packets a cut link loses, as the node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cut {
+pub(crate) enum Cut {
     Both,
     Incoming,
     Outgoing,
 }
 
 /// Hosts on one bridge. The bridge has a namespace too: nothing appears in the machine's own network.
-struct Network;
+pub(crate) struct Network {
+    /// Namespaces begin so: the same test may run beside others and beside itself.
+    prefix: String,
+    hosts: Vec<&'static str>,
+}
 
 impl Network {
-    fn new() -> Self {
-        let network = Self;
-        must("ip", &["netns", "add", &namespace("hub")]);
-        inside("hub", &["ip", "link", "add", "bridge0", "type", "bridge"]);
-        inside("hub", &["ip", "link", "set", "bridge0", "up"]);
-        for (host, address) in HOSTS {
-            let its = namespace(host);
+    pub(crate) fn new(test: &str, hosts: &[(&'static str, u32)]) -> Self {
+        let prefix = format!("csnap{}{test}", std::process::id());
+        let network = Self { prefix, hosts: hosts.iter().map(|(host, _)| *host).collect() };
+        must("ip", &["netns", "add", &network.namespace("hub")]);
+        network.inside("hub", &["ip", "link", "add", "bridge0", "type", "bridge"]);
+        network.inside("hub", &["ip", "link", "set", "bridge0", "up"]);
+        for (host, address) in hosts {
+            let its = network.namespace(host);
             must("ip", &["netns", "add", &its]);
-            inside(
+            network.inside(
                 "hub",
                 &["ip", "link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", &its],
             );
-            inside("hub", &["ip", "link", "set", host, "master", "bridge0", "up"]);
-            inside(host, &["ip", "link", "set", "lo", "up"]);
-            inside(host, &["ip", "addr", "add", &format!("10.77.0.{address}/24"), "dev", "eth0"]);
-            inside(host, &["ip", "link", "set", "eth0", "up"]);
+            network.inside("hub", &["ip", "link", "set", host, "master", "bridge0", "up"]);
+            network.inside(host, &["ip", "link", "set", "lo", "up"]);
+            network.inside(host, &["ip", "addr", "add", &format!("10.77.0.{address}/24"), "dev", "eth0"]);
+            network.inside(host, &["ip", "link", "set", "eth0", "up"]);
         }
         network
     }
 
-    fn cut(&self, host: &str, cut: Cut) {
+    pub(crate) fn namespace(&self, host: &str) -> String {
+        format!("{}-{host}", self.prefix)
+    }
+
+    fn inside(&self, host: &str, command: &[&str]) {
+        must("ip", &[&["netns", "exec", &self.namespace(host)], command].concat());
+    }
+
+    pub(crate) fn cut(&self, host: &str, cut: Cut) {
         let (hook, interface) = match cut {
-            Cut::Both => return inside("hub", &["ip", "link", "set", host, "down"]),
+            Cut::Both => return self.inside("hub", &["ip", "link", "set", host, "down"]),
             Cut::Incoming => ("input", "iifname"),
             Cut::Outgoing => ("output", "oifname"),
         };
         let chain = format!("add chain inet cut lost {{ type filter hook {hook} priority 0; }}");
         let rule = format!("add rule inet cut lost {interface} eth0 drop");
-        inside(host, &["nft", &format!("add table inet cut; {chain}; {rule}")]);
+        self.inside(host, &["nft", &format!("add table inet cut; {chain}; {rule}")]);
     }
 
-    fn heal(&self, host: &str, cut: Cut) {
+    pub(crate) fn heal(&self, host: &str, cut: Cut) {
         match cut {
-            Cut::Both => inside("hub", &["ip", "link", "set", host, "up"]),
-            Cut::Incoming | Cut::Outgoing => inside(host, &["nft", "delete table inet cut"]),
+            Cut::Both => self.inside("hub", &["ip", "link", "set", host, "up"]),
+            Cut::Incoming | Cut::Outgoing => self.inside(host, &["nft", "delete table inet cut"]),
         }
+    }
+
+    /// A program in a host's namespace: `ip netns exec` becomes it.
+    pub(crate) fn command(&self, host: &str, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(host)]).arg(program);
+        command
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for host in HOSTS.map(|(host, _)| host).into_iter().chain(["hub"]) {
-            let _ =
-                Command::new("ip").args(["netns", "del", &namespace(host)]).stderr(Stdio::null()).status();
+        for host in self.hosts.iter().copied().chain(["hub"]) {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.namespace(host)])
+                .stderr(Stdio::null())
+                .status();
         }
     }
-}
-
-fn namespace(host: &str) -> String {
-    format!("csnap{}-{host}", std::process::id())
-}
-
-fn inside(host: &str, command: &[&str]) {
-    must("ip", &[&["netns", "exec", &namespace(host)], command].concat());
 }
 
 fn must(program: &str, arguments: &[&str]) {
@@ -111,21 +125,21 @@ impl Nodes {
         // As long as it was: the file is whole blocks.
         edit(&data.join("pool/pool.toml"), &[("shared", "true ")]);
         cluster.csnap(&["cert", "ca", data.to_str().expect("UTF-8")]);
-        let network = Network::new();
+        let network = Network::new("", &HOSTS);
         let mut daemons = Vec::new();
         for (n, address) in (1..).zip(LOCKDS) {
             let config = data.join(format!("lockd{n}/lockd.toml"));
             edit(&config, &[("listen", &format!("[\"{address}\"]"))]);
             refused_without_a_certificate(&config);
             append(&config, &cluster.csnap(&["cert", "lockd", &format!("lockd{n}")]));
-            daemons.push(daemon("lockd", "lockd", &config));
+            daemons.push(daemon(&network, "lockd", "lockd", &config));
         }
         for (host, address) in &HOSTS[..3] {
             let config = data.join(host).join("agent.toml");
             let (lockd, listen) = (format!("{LOCKDS:?}"), format!("\"10.77.0.{address}:0\""));
             edit(&config, &[("lockd", &lockd), ("server_listen", &listen)]);
             append(&config, &cluster.csnap(&["cert", "node", host]));
-            daemons.push(daemon(host, "agent", &config));
+            daemons.push(daemon(&network, host, "agent", &config));
         }
         let nodes = Self { cluster, daemons, network };
         nodes.cluster.server();
@@ -190,12 +204,11 @@ fn append(path: &Path, lines: &str) {
     std::fs::write(path, format!("{text}\n{lines}")).expect("a configuration");
 }
 
-/// Starts a daemon in a namespace: `ip netns exec` becomes it.
-fn daemon(host: &str, daemon: &str, config: &Path) -> Child {
+/// Starts a daemon in a namespace.
+fn daemon(network: &Network, host: &str, daemon: &str, config: &Path) -> Child {
     let log = std::fs::File::create(config.with_file_name("log")).expect("a log");
-    Command::new("ip")
-        .args(["netns", "exec", &namespace(host)])
-        .arg(binary())
+    network
+        .command(host, &binary())
         .args([daemon, "--config"])
         .arg(config)
         .stdin(Stdio::null())

@@ -181,6 +181,15 @@ impl Spaces {
         Self { broken: Broken::rule(rule), ..self }
     }
 
+    /// From now on the tables that are served break a rule; see [`super::canary`].
+    pub(crate) fn break_tables(&mut self, rule: super::canary::Broken) {
+        for space in self.spaces.values_mut() {
+            if let State::Active(table) = &mut space.state {
+                table.break_rule(rule);
+            }
+        }
+    }
+
     /// Keeps breaking the rule that `other` breaks; what is read back breaks none.
     #[must_use]
     pub fn as_broken_as(self, other: &Self) -> Self {

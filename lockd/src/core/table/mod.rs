@@ -87,6 +87,11 @@ impl Table {
         Self { broken: Broken::rule(rule), ..Self::default() }
     }
 
+    /// From now on it breaks this rule.
+    pub(crate) fn break_rule(&mut self, rule: Broken) {
+        self.broken = rule;
+    }
+
     /// Applies a command that is durable. Effects are appended in the order in which they happen.
     pub fn apply(&mut self, command: Command, effects: &mut Vec<Effect>) {
         match command {

@@ -59,7 +59,7 @@ impl ServerProc {
         let Phase::Serving(serving) = &mut self.phase else { return };
         match output {
             Output::Send { conn, frame } => sim.send(self.id, NetConn(conn.0), &frame),
-            Output::Close { conn } => {
+            Output::Close { conn, .. } => {
                 self.sessions.remove(&NetConn(conn.0));
                 sim.close(self.id, NetConn(conn.0));
             }
