@@ -29,7 +29,7 @@ const MAGIC: [u8; 4] = *b"CSNP";
 /// Version of the framing and the messages.
 ///
 /// 1: the first. 2: lists in pages, Reaped names heads, Fence takes nodes. 3: flags, persistent locks and keys of lockd.
-/// 4: lockds as a group, volumes and snapshots with their identities.
+/// 4: volumes and snapshots with their identities.
 pub const VERSION: u8 = 4;
 
 /// Bytes of the header.

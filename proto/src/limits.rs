@@ -77,12 +77,6 @@ pub const OPERATIONS_PER_SESSION_MAX: usize = 64;
 /// Live sessions of a lockd: one an agent. So few that a list of them all fits a frame.
 pub const LOCKD_SESSIONS_MAX: usize = 256;
 
-/// Most addresses that a lockd listens on for clients: one a network.
-pub const LOCKD_ADDRESSES_MAX: usize = 16;
-
-/// Most replicas of a group of lockds, learners included: five voters, and as many that replace them.
-pub const LOCKD_REPLICAS_MAX: usize = 10;
-
 /// Shortest lease of a lockd session, milliseconds: shorter ones would expire by scheduling alone.
 pub const LEASE_MS_MIN: u64 = 50;
 

@@ -3,7 +3,6 @@
 
 mod anointing;
 mod chaos;
-mod etcd;
 mod local;
 mod played;
 mod world;

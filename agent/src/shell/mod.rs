@@ -5,12 +5,9 @@
 //! are numeric, and were read at start.
 
 mod declare;
-#[cfg(feature = "etcd")]
-mod etcd;
 mod lockd;
 mod process;
 mod server;
-mod service;
 mod socket;
 mod state;
 
@@ -46,12 +43,6 @@ pub struct Programs {
 /// What a task reports.
 enum Event {
     Input(Input),
-    /// From the connection of an attempt, if it has to do with one.
-    #[cfg(feature = "etcd")]
-    Etcd {
-        attempt: Option<u64>,
-        input: crate::etcd::Input,
-    },
     Accepted(UnixStream),
     Connected {
         ticket: Ticket,
@@ -98,8 +89,7 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let mut asked_to_stop = false;
     while !agent.stopped {
-        let deadlines = [agent.core.next_deadline(), agent.lockd.next_deadline()];
-        let deadline = deadlines.into_iter().flatten().min().unwrap_or(Time(u64::MAX));
+        let deadline = agent.core.next_deadline().unwrap_or(Time(u64::MAX));
         let wait = deadline.since(now()).min(Duration::from_secs(3600));
         tokio::select! {
             biased;
@@ -109,10 +99,7 @@ pub async fn run(
                 info!("stopping");
                 agent.turn(Input::Stop)?;
             }
-            () = tokio::time::sleep(wait) => {
-                agent.lockd.tick();
-                agent.turn(Input::Tick)?;
-            }
+            () = tokio::time::sleep(wait) => agent.turn(Input::Tick)?,
         }
     }
     agent.saver.flush().await;
@@ -124,7 +111,7 @@ struct Agent {
     core: AgentCore,
     events: Events,
     programs: Programs,
-    lockd: service::Service,
+    lockd: lockd::Link,
     children: process::Children,
     conns: BTreeMap<ConnId, socket::Connection>,
     connections_max: usize,
@@ -138,7 +125,6 @@ struct Agent {
 
 impl Agent {
     fn start(config: &NodeConfig, programs: Programs, events: Events) -> anyhow::Result<Self> {
-        let service = service::Service::new(config, events.clone())?;
         let (saver, saved, same_boot) = state::Saver::open(&config.state)?;
         socket::listen(&config.agent_sock, events.clone())
             .with_context(|| format!("cannot listen on {}", config.agent_sock.display()))?;
@@ -156,11 +142,8 @@ impl Agent {
             },
             pool: pool.clone(),
         };
-        let lease_ms = match &config.etcd {
-            Some(_) => crate::etcd::lease_ms(config.lease_ms),
-            None => config.lease_ms,
-        };
-        let client = ClientConfig { node: config.node.clone(), lease_ms, renew_ms: config.renew_ms };
+        let client =
+            ClientConfig { node: config.node.clone(), lease_ms: config.lease_ms, renew_ms: config.renew_ms };
         let is_alive = |process| same_boot && process::is_alive(process);
         let core = AgentCore::new(now(), core, client, draw_identity()?, saved, is_alive);
         let instance = InstanceId(draw()?);
@@ -168,7 +151,7 @@ impl Agent {
         Ok(Self {
             core,
             programs,
-            lockd: service,
+            lockd: lockd::Link::new(config.lockd.clone(), events.clone()),
             children: process::Children::new(events.clone()),
             conns: BTreeMap::new(),
             connections_max: socket::connections_max(),
@@ -189,11 +172,6 @@ impl Agent {
                 self.turn(Input::Gone { conn })
             }
             Event::Input(input) => self.turn(input),
-            #[cfg(feature = "etcd")]
-            Event::Etcd { attempt, input } => {
-                self.lockd.on_etcd(attempt, input);
-                self.settle(VecDeque::new())
-            }
             Event::Accepted(stream) => self.on_accepted(stream),
             Event::Connected { ticket, stream } => {
                 self.sockets.insert(ticket, stream);
@@ -222,18 +200,12 @@ impl Agent {
 
     /// One step, and those that its outputs bring about at once.
     fn turn(&mut self, input: Input) -> anyhow::Result<()> {
-        self.settle(VecDeque::from([input]))
-    }
-
-    /// In the order in which they came about: what the lock service said first is heard first.
-    fn settle(&mut self, mut inputs: VecDeque<Input>) -> anyhow::Result<()> {
+        let mut inputs = VecDeque::from([input]);
         let mut outputs = Vec::new();
-        inputs.extend(self.lockd.take_inputs());
         while let Some(input) = inputs.pop_front() {
             self.core.step(now(), input, &mut outputs);
             for output in outputs.drain(..) {
                 inputs.extend(self.carry_out(output)?);
-                inputs.extend(self.lockd.take_inputs());
             }
         }
         Ok(())
@@ -277,10 +249,10 @@ impl Agent {
 
     fn pass_to_lockd(&mut self, output: ClientOutput) -> Option<Input> {
         match output {
-            ClientOutput::Connect { attempt } => self.lockd.connect(attempt, self.core.lockd_hint()),
+            ClientOutput::Connect { attempt } => self.lockd.connect(attempt),
             ClientOutput::Disconnect { attempt } => self.lockd.disconnect(attempt),
             ClientOutput::Send { attempt, frame } => {
-                if !self.lockd.send(attempt, frame) {
+                if !self.lockd.send(attempt, &frame) {
                     return Some(Input::Lockd(ClientInput::Disconnected { attempt }));
                 }
             }

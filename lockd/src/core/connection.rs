@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use csnap_proto::limits::HANDSHAKE_MS_MAX;
-use csnap_proto::{Caller, SessionId, Time};
+use csnap_proto::{SessionId, Time};
 
 /// Connections at once. A few for each session that may be, so that reconnecting never waits for dead ones; strangers
 /// beyond push out the oldest stranger.
@@ -24,43 +24,31 @@ pub(super) enum Role {
     Opening,
     /// Speaks for a session.
     Owner(SessionId),
-    /// Asked while nobody led; what it asked for is dropped, and it is told who leads as soon as that is known.
-    Held,
-    /// An operator's, being answered.
-    Waiting,
 }
 
 /// The open connections.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     open: BTreeMap<ConnectionId, Role>,
-    /// Who is at the other end of each.
-    callers: BTreeMap<ConnectionId, Caller>,
 }
 
 impl Connections {
     /// Takes a new connection in. Gives the one that has to go for it, if there are too many; it may be the new one.
-    pub(super) fn admit(&mut self, now: Time, id: ConnectionId, caller: Caller) -> Option<ConnectionId> {
+    pub(super) fn admit(&mut self, now: Time, id: ConnectionId) -> Option<ConnectionId> {
         let until = now.after(Duration::from_millis(HANDSHAKE_MS_MAX));
         self.open.insert(id, Role::Stranger { until });
-        self.callers.insert(id, caller);
         if self.open.len() <= LOCKD_CONNECTIONS_MAX {
             return None;
         }
         // The oldest stranger: a good client introduces itself at once, so it is never the one for long.
         let stranger = self.open.iter().find(|(_, role)| matches!(role, Role::Stranger { .. }));
         let victim = stranger.map(|(id, _)| *id).expect("the new one is a stranger");
-        self.remove(victim);
+        self.open.remove(&victim);
         Some(victim)
     }
 
     pub(super) fn role(&self, id: ConnectionId) -> Option<Role> {
         self.open.get(&id).copied()
-    }
-
-    /// Who is at the other end, while it is open.
-    pub(super) fn caller(&self, id: ConnectionId) -> Option<&Caller> {
-        self.callers.get(&id)
     }
 
     pub(super) fn set_role(&mut self, id: ConnectionId, role: Role) {
@@ -70,37 +58,12 @@ impl Connections {
     }
 
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Role> {
-        self.callers.remove(&id);
         self.open.remove(&id)
     }
 
-    /// An operator's request is under way, or answered; whoever speaks for a session goes on to.
-    pub(super) fn set_waiting(&mut self, now: Time, id: ConnectionId, waits: bool) {
-        let until = now.after(Duration::from_millis(HANDSHAKE_MS_MAX));
-        match self.open.get_mut(&id) {
-            Some(role @ Role::Stranger { .. }) if waits => *role = Role::Waiting,
-            Some(role @ Role::Waiting) if !waits => *role = Role::Stranger { until },
-            _ => {}
-        }
-    }
-
-    /// Those who asked for a session. Operators are told by whoever answers them.
-    pub(super) fn asking(&self) -> Vec<ConnectionId> {
-        let asks = |role: &Role| matches!(role, Role::Opening | Role::Owner(_) | Role::Held);
-        self.open.iter().filter(|(_, role)| asks(role)).map(|(id, _)| *id).collect()
-    }
-
-    /// Everyone who asked for something waits for the next leader.
-    pub(super) fn hold_all(&mut self) {
-        for role in self.open.values_mut().filter(|role| matches!(role, Role::Opening | Role::Owner(_))) {
-            *role = Role::Held;
-        }
-    }
-
-    /// Those who wait for the next leader.
-    pub(super) fn held(&self) -> Vec<ConnectionId> {
-        let held = self.open.iter().filter(|(_, role)| matches!(role, Role::Held));
-        held.map(|(id, _)| *id).collect()
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<ConnectionId> {
+        self.open.keys().copied().collect()
     }
 
     /// Strangers whose time is over.
@@ -113,7 +76,7 @@ impl Connections {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let deadlines = self.open.values().filter_map(|role| match role {
             Role::Stranger { until } => Some(*until),
-            Role::Opening | Role::Owner(_) | Role::Held | Role::Waiting => None,
+            Role::Opening | Role::Owner(_) => None,
         });
         deadlines.min()
     }
@@ -123,21 +86,17 @@ impl Connections {
 mod tests {
     use super::*;
 
-    fn admit(connections: &mut Connections, now: u64, id: u64) -> Option<ConnectionId> {
-        connections.admit(Time(now), ConnectionId(id), Caller::local())
-    }
-
     #[test]
     fn strangers_push_out_strangers_and_never_an_owner() {
         let mut connections = Connections::default();
         let owner = ConnectionId(0);
-        assert_eq!(admit(&mut connections, 0, 0), None);
+        assert_eq!(connections.admit(Time(0), owner), None);
         connections.set_role(owner, Role::Owner(SessionId([1; 16])));
         for n in 1..LOCKD_CONNECTIONS_MAX as u64 {
-            assert_eq!(admit(&mut connections, n, n), None);
+            assert_eq!(connections.admit(Time(n), ConnectionId(n)), None);
         }
-        assert_eq!(admit(&mut connections, 9, 5000), Some(ConnectionId(1)));
-        assert_eq!(admit(&mut connections, 9, 5001), Some(ConnectionId(2)));
+        assert_eq!(connections.admit(Time(9), ConnectionId(5000)), Some(ConnectionId(1)));
+        assert_eq!(connections.admit(Time(9), ConnectionId(5001)), Some(ConnectionId(2)));
         assert!(connections.role(owner).is_some());
     }
 }

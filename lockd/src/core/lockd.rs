@@ -7,52 +7,31 @@
 //! Invariants:
 //! - commands are applied in the order in which they were appended, each once;
 //! - it serves only while it leads; a lockd that follows applies what the leader appended, tells nobody, and closes what
-//!   asks it anything but its status, saying who leads; while nobody does, it keeps what asks waiting for a moment;
-//! - nothing is done for a caller that the table of permissions does not let ask for it;
+//!   asks it anything but its status;
 //! - a session speaks through one connection, the last that proved its secret;
 //! - what is in flight is bounded: [`OPERATIONS_PER_SESSION_MAX`] operations a session, one Open a connection.
 
-// An address is a value; nothing is opened here.
-use ::core::net::SocketAddr;
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use bytes::Bytes;
 use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, OPERATIONS_PER_SESSION_MAX};
-use csnap_proto::message::lock::{FromLockd, LockdStatus, ToLockd};
-use csnap_proto::{Caller, EventNumber, Frame, Name, RequestId, Secret, Sequence, SessionId, Term, Time};
+use csnap_proto::message::lock::{FromLockd, LockOp, LockdStatus, ToLockd};
+use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, Sequence, SessionId, Term, Time};
 
 use super::connection::{ConnectionId, Connections, Role};
 use super::lease::{Due, Leases};
-use super::permission::{self, Denied, Request};
 use super::table::{Command, Effect, Missed, SessionView, Table};
-
-/// Why a client is sent away, for the log.
-const NOBODY_LEADS: &str = "no lockd leads at present";
 
 /// Events that an owner has seen are forgotten in batches of this many: each batch is a command.
 const EVENTS_FORGOTTEN_AT_ONCE: u64 = 64;
-
-/// Without a leader, those who ask wait this long for the next one before they are sent away: an election takes half of it.
-/// Sent away at once, they would come back again and again, and learn of it later.
-const LEADER_AWAITED_FOR: Duration = Duration::from_millis(600);
-
-/// Who leads in place of this lockd.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leader {
-    /// For people.
-    pub name: String,
-    /// Where clients find it, if that is known.
-    pub clients: Vec<SocketAddr>,
-}
 
 /// What happened.
 #[derive(Debug)]
 pub enum Input {
     /// Time passed.
     Tick,
-    /// A connection was accepted, and whoever made it proved to be this one.
-    Opened(ConnectionId, Caller),
+    /// A connection was accepted.
+    Opened(ConnectionId),
     /// It broke, or the peer closed it.
     Closed(ConnectionId),
     /// A frame came.
@@ -70,15 +49,8 @@ pub enum Input {
     Leads,
     /// From now on another one leads, or nobody that is known. What was appended and is not durable may be lost or not.
     Follows {
-        /// Who.
-        leader: Option<Leader>,
-    },
-    /// A connection waits for something else than a session: nothing is asked of it while it does.
-    Waits {
-        /// Which.
-        connection: ConnectionId,
-        /// From now on, or no more.
-        waits: bool,
+        /// Where the leader is found, for people.
+        leader: Option<String>,
     },
 }
 
@@ -92,8 +64,6 @@ pub enum Output {
     /// Close the connection after what was sent to it. The text says why, for the log; it is absent where nothing is
     /// wrong.
     Close(ConnectionId, Option<String>),
-    /// Somebody asked for what they may not, and was told so. For the log.
-    Denied(ConnectionId, Denied),
 }
 
 /// Who asked, and as which request.
@@ -151,15 +121,12 @@ pub struct Lockd {
     node: Name,
     pid: u32,
     /// Follows, and then perhaps whom. It serves nobody then: only the leader knows what is true now.
-    follows: Option<Option<Leader>>,
-    /// While nobody leads: until when whoever asks is kept waiting for the next leader.
-    awaiting_leader: Option<Time>,
+    follows: Option<Option<String>>,
     table: Table,
     proposals: VecDeque<Proposal>,
     connections: Connections,
     attendance: BTreeMap<SessionId, Attendance>,
     leases: Leases,
-    broken: permission::Broken,
 }
 
 impl Lockd {
@@ -167,7 +134,7 @@ impl Lockd {
     #[must_use]
     pub fn new(now: Time, node: Name, pid: u32, table: Table) -> Self {
         let mut lockd = Self::following(node, pid, table);
-        lockd.lead(now, &mut Vec::new());
+        lockd.lead(now);
         lockd
     }
 
@@ -176,33 +143,15 @@ impl Lockd {
     pub fn following(node: Name, pid: u32, table: Table) -> Self {
         let (proposals, connections) = (VecDeque::new(), Connections::default());
         let (attendance, leases) = (BTreeMap::new(), Leases::default());
-        let (follows, awaiting_leader, broken) = (Some(None), None, permission::Broken::NONE);
-        Self {
-            node,
-            pid,
-            follows,
-            awaiting_leader,
-            table,
-            proposals,
-            connections,
-            attendance,
-            leases,
-            broken,
-        }
-    }
-
-    /// Breaks the rule of permissions.
-    #[cfg(feature = "canary")]
-    pub fn break_permission(&mut self, rule: permission::Canary) {
-        self.broken = permission::Broken::rule(rule);
+        Self { node, pid, follows: Some(None), table, proposals, connections, attendance, leases }
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Tick => {}
-            Input::Opened(id, caller) => {
-                if let Some(victim) = self.connections.admit(now, id, caller) {
+            Input::Opened(id) => {
+                if let Some(victim) = self.connections.admit(now, id) {
                     out.push(Output::Close(victim, Some("too many connections".into())));
                 }
             }
@@ -222,9 +171,8 @@ impl Lockd {
                 assert!(self.follows.is_some(), "who leads has everything");
                 self.table = *table;
             }
-            Input::Leads => self.lead(now, out),
-            Input::Follows { leader } => self.follow(now, leader, out),
-            Input::Waits { connection, waits } => self.connections.set_waiting(now, connection, waits),
+            Input::Leads => self.lead(now),
+            Input::Follows { leader } => self.follow(leader, out),
         }
         self.on_time(now, out);
     }
@@ -232,8 +180,7 @@ impl Lockd {
     /// When to step again at the latest, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let deadlines = [self.leases.next_deadline(), self.connections.next_deadline(), self.awaiting_leader];
-        deadlines.into_iter().flatten().min()
+        self.leases.next_deadline().into_iter().chain(self.connections.next_deadline()).min()
     }
 
     /// Whether it serves.
@@ -248,12 +195,6 @@ impl Lockd {
         &self.table
     }
 
-    /// From now on the table breaks a rule; see [`super::canary`].
-    #[cfg(feature = "replica")]
-    pub(crate) fn break_rule(&mut self, rule: super::canary::Broken) {
-        self.table.break_rule(rule);
-    }
-
     /// Commands appended and not yet durable.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -261,13 +202,10 @@ impl Lockd {
     }
 
     /// Every session gets its full lease: the last leader may have renewed it a moment ago.
-    fn lead(&mut self, now: Time, out: &mut Vec<Output>) {
-        if self.follows.is_none() {
+    fn lead(&mut self, now: Time) {
+        if self.follows.take().is_none() {
             return;
         }
-        // What they asked for meanwhile was dropped; asked again, it is done.
-        self.send_held_away(out);
-        (self.follows, self.awaiting_leader) = (None, None);
         for (session, lease_ms) in self.table.leases() {
             self.leases.start(now, session, lease_ms);
             let view = self.table.view(session).expect("listed just now");
@@ -276,57 +214,27 @@ impl Lockd {
         }
     }
 
-    /// Owners look for the leader, and ask it again for what was not answered. While there is none they wait here.
-    fn follow(&mut self, now: Time, leader: Option<Leader>, out: &mut Vec<Output>) {
-        let lost = leader.is_none() && !matches!(self.follows, Some(None));
-        let known = leader.is_some();
+    /// Owners look for the leader, and ask it again for what was not answered.
+    fn follow(&mut self, leader: Option<String>, out: &mut Vec<Output>) {
         self.follows = Some(leader);
         self.proposals.clear();
         self.attendance.clear();
         self.leases = Leases::default();
-        if known {
-            self.awaiting_leader = None;
-            for id in self.connections.asking() {
-                self.redirect(id, out);
-            }
-        } else if lost {
-            self.awaiting_leader = Some(now.after(LEADER_AWAITED_FOR));
-            self.connections.hold_all();
+        for id in self.connections.all() {
+            self.redirect(id, out);
         }
     }
 
-    /// Says who leads, and closes.
     fn redirect(&mut self, id: ConnectionId, out: &mut Vec<Output>) {
         let leader = self.follows.clone().flatten();
         let why = leader
-            .as_ref()
-            .map_or_else(|| NOBODY_LEADS.into(), |leader| format!("the lockd at {} leads", leader.name));
-        let clients = leader.map(|leader| leader.clients).unwrap_or_default();
-        send(address(id, None), FromLockd::NotLeader { leader: clients }, out);
+            .map_or("no lockd leads at present".into(), |leader| format!("the lockd at {leader} leads"));
         self.close(id, &why, out);
-    }
-
-    /// Whoever asks a lockd that does not lead.
-    fn turn_away(&mut self, id: ConnectionId, out: &mut Vec<Output>) {
-        if self.awaiting_leader.is_some() {
-            self.connections.set_role(id, Role::Held);
-        } else {
-            self.redirect(id, out);
-        }
-    }
-
-    fn send_held_away(&mut self, out: &mut Vec<Output>) {
-        for id in self.connections.held() {
-            self.redirect(id, out);
-        }
     }
 
     fn on_time(&mut self, now: Time, out: &mut Vec<Output>) {
         for id in self.connections.overdue(now) {
             self.close(id, "did not say who it is in time", out);
-        }
-        if self.awaiting_leader.take_if(|until| now >= *until).is_some() {
-            self.send_held_away(out);
         }
         for due in self.leases.due(now) {
             let command = match due {
@@ -339,17 +247,10 @@ impl Lockd {
 
     fn on_frame(&mut self, now: Time, id: ConnectionId, frame: Frame<ToLockd>, out: &mut Vec<Output>) {
         let origin = Origin { connection: id, request: frame.id };
-        if let Some(denied) = self.denied(id, &frame.message) {
-            return self.deny(origin, frame.message, denied, out);
-        }
         match (self.connections.role(id), frame.message) {
             (None, _) => {}
             (Some(_), ToLockd::Status) => send(origin, FromLockd::Status(self.status()), out),
-            (Some(Role::Waiting), _) => {
-                self.close(id, "said something else while it was being answered", out)
-            }
-            (Some(_), _) if self.follows.is_some() => self.turn_away(id, out),
-            (Some(Role::Held), _) => unreachable!("who was held is sent away before this lockd leads"),
+            (Some(_), _) if self.follows.is_some() => self.redirect(id, out),
             (Some(Role::Stranger { .. }), ToLockd::Open { session, secret, node, lease_ms, info }) => {
                 let lease_ms = lease_ms.clamp(LEASE_MS_MIN, LEASE_MS_MAX);
                 self.connections.set_role(id, Role::Opening);
@@ -366,31 +267,10 @@ impl Lockd {
             }
             (Some(Role::Owner(session)), ToLockd::Close) => self.on_close(origin, session, out),
             (Some(Role::Owner(session)), ToLockd::Operate { sequence, lowest_unanswered, op }) => {
-                let command = Command::Operate { session, sequence, lowest_unanswered, op };
-                self.on_operate(origin, session, sequence, lowest_unanswered, command, out);
+                self.on_operate(origin, session, sequence, lowest_unanswered, op, out);
             }
             (Some(Role::Stranger { .. }), _) => self.close(id, "did not say who it is first", out),
             (Some(Role::Opening | Role::Owner(_)), _) => self.close(id, "said who it is twice", out),
-        }
-    }
-
-    /// Whether whoever is there may not ask for it.
-    #[must_use]
-    pub fn denied(&self, id: ConnectionId, message: &ToLockd) -> Option<Denied> {
-        let caller = self.connections.caller(id)?;
-        permission::check(caller, Request::of(caller, message), self.broken).err()
-    }
-
-    /// Says no, once and durably to an operation of a session: it is one that took place, and changed nothing.
-    fn deny(&mut self, origin: Origin, message: ToLockd, denied: Denied, out: &mut Vec<Output>) {
-        let reason = denied.to_string();
-        out.push(Output::Denied(origin.connection, denied));
-        match (self.connections.role(origin.connection), message) {
-            (Some(Role::Owner(session)), ToLockd::Operate { sequence, lowest_unanswered, .. }) => {
-                let command = Command::Deny { session, sequence, lowest_unanswered, reason };
-                self.on_operate(origin, session, sequence, lowest_unanswered, command, out);
-            }
-            _ => self.refuse(origin, &reason, out),
         }
     }
 
@@ -424,7 +304,7 @@ impl Lockd {
         session: SessionId,
         sequence: Sequence,
         lowest_unanswered: Sequence,
-        command: Command,
+        op: LockOp,
         out: &mut Vec<Output>,
     ) {
         let attendance = self.attendance.get_mut(&session).expect("owners attend");
@@ -435,6 +315,7 @@ impl Lockd {
         // Compared without adding: the sequence is the peer's.
         if sequence > attendance.taken && sequence.0 - attendance.taken.0 == 1 {
             attendance.taken = sequence;
+            let command = Command::Operate { session, sequence, lowest_unanswered, op };
             return self.propose(command, Some(origin), out);
         }
         if sequence > attendance.taken {
@@ -466,7 +347,7 @@ impl Lockd {
     fn commit(&mut self, now: Time, proposal: Proposal, out: &mut Vec<Output>) {
         let mut effects = Vec::new();
         let operating = match &proposal.command {
-            Command::Operate { session, .. } | Command::Deny { session, .. } => Some(*session),
+            Command::Operate { session, .. } => Some(*session),
             _ => None,
         };
         self.table.apply(proposal.command, &mut effects);

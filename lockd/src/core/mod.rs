@@ -1,7 +1,6 @@
 //! What lockd decides, without I/O, clock or randomness.
 //!
 //! - [`mode`]: the compatibility matrix and the direction of value blocks;
-//! - [`permission`]: who may ask for what;
 //! - [`table`]: the lock table, a state machine replicable by a log;
 //! - [`Lockd`]: connections and leases around it, and the order of log and answers.
 
@@ -11,10 +10,9 @@ pub mod flags;
 mod lease;
 mod lockd;
 pub mod mode;
-pub mod permission;
 pub mod table;
 #[cfg(test)]
 mod tests;
 
 pub use connection::{ConnectionId, LOCKD_CONNECTIONS_MAX};
-pub use lockd::{Input, Leader, Lockd, Output};
+pub use lockd::{Input, Lockd, Output};

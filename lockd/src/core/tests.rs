@@ -3,16 +3,14 @@
 
 mod chaos;
 mod conversation;
-mod permission;
 mod strangers;
-mod tenure;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use csnap_proto::message::lock::{Flags, FromLockd, LockOp, Mode, ToLockd, ValueChange};
-use csnap_proto::{Caller, EventNumber, Frame, Name, Secret, SessionId, Time, frame};
+use csnap_proto::{EventNumber, Frame, Name, Secret, SessionId, Time, frame};
 
 use super::table::{Command, Table};
 use super::{ConnectionId, Input, Lockd, Output};
@@ -66,10 +64,6 @@ struct World {
     last_connection: u64,
     /// Why connections were closed by lockd.
     closed: Vec<String>,
-    /// Who makes the next connections.
-    caller: Caller,
-    /// What was denied.
-    denied: Vec<String>,
 }
 
 impl World {
@@ -87,8 +81,6 @@ impl World {
             syncing: true,
             last_connection: 0,
             closed,
-            caller: Caller::local(),
-            denied: Vec::new(),
         }
     }
 
@@ -169,7 +161,7 @@ impl World {
                     self.last_connection += 1;
                     let id = ConnectionId(self.last_connection);
                     self.peers[peer].connection = Some((attempt, id));
-                    self.queue.push_back(Delivery::Lockd(Input::Opened(id, self.caller.clone())));
+                    self.queue.push_back(Delivery::Lockd(Input::Opened(id)));
                     self.queue.push_back(Delivery::Peer(peer, ClientInput::Connected { attempt }));
                 }
                 ClientOutput::Disconnect { attempt } => {
@@ -190,7 +182,7 @@ impl World {
     fn accept(&mut self) -> ConnectionId {
         self.last_connection += 1;
         let id = ConnectionId(self.last_connection);
-        self.lockd_input(Input::Opened(id, self.caller.clone()));
+        self.lockd_input(Input::Opened(id));
         id
     }
 
@@ -218,7 +210,6 @@ impl World {
                         None => self.unclaimed.push(Output::Close(id, why)),
                     }
                 }
-                Output::Denied(_, denied) => self.denied.push(denied.to_string()),
             }
         }
         if self.syncing {

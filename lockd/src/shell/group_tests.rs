@@ -31,8 +31,6 @@ impl Group {
             peer_listen: Some(peers[n]),
             peers: peers.clone(),
             fast_elections: false,
-            listen_unix: None,
-            tls: None,
         };
         let configs: Vec<LockdConfig> = (0..3).map(config).collect();
         for config in &configs {

@@ -1,13 +1,12 @@
-//! Sockets and the clock, as both halves of the conversation use them, and the way to a lockd.
+//! Sockets and the clock, as both halves of the conversation use them.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use csnap_proto::{Role, Time};
-use csnap_transport::{Address, Stream, Tls};
+use csnap_proto::Time;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Data that a peer leaves unacknowledged this long breaks the connection. Its session survives that.
 const USER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,7 +18,7 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 512;
 
 /// This machine's clock as cores know it: it also counts while the machine is suspended.
-pub fn now() -> Time {
+pub(crate) fn now() -> Time {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Time(seconds * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000)
@@ -35,25 +34,8 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Connects to a lockd: one that proves to be one, or on this machine whoever listens there.
-pub(crate) async fn dial(address: &Address, tls: Option<&Tls>) -> Result<Stream, String> {
-    let text = |error: io::Error| error.to_string();
-    match (address, tls) {
-        (Address::Unix(path), _) => UnixStream::connect(path).await.map(Stream::Unix).map_err(text),
-        (Address::Tcp(tcp), Some(tls)) => {
-            let (stream, caller) = tls.connect(connect(*tcp).await.map_err(text)?).await?;
-            if caller.role != Role::Lockd {
-                return Err(format!("it is {caller}, and no lockd"));
-            }
-            Ok(stream)
-        }
-        (Address::Tcp(tcp), None) if address.is_local() => connect(*tcp).await.map(Stream::Tcp).map_err(text),
-        (Address::Tcp(_), None) => Err("other machines are reached only with a [tls]".to_owned()),
-    }
-}
-
 /// Connects, with the options that both ends have.
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;

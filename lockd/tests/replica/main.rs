@@ -9,7 +9,6 @@ mod hostile;
 mod judge;
 mod net;
 mod node;
-mod operators;
 mod plan;
 mod replicated;
 mod storm;

@@ -5,24 +5,19 @@
 //! session and replayed from the last one that the owner saw.
 //!
 //! Files: here the session and the modes; `operation`: what is asked and answered; `event`: what is told; `flags`;
-//! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown; `group`: the lockds
-//! themselves.
+//! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown.
 
 mod event;
 mod flags;
-mod group;
 mod key;
 mod operation;
 mod value;
 mod view;
 
-use core::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 
 pub use self::event::{LockEvent, Loss};
 pub use self::flags::Flags;
-pub use self::group::{GroupReply, GroupRequest, GroupView, ReplicaNumber, ReplicaView};
 pub use self::key::{Expect, KeyOp, KeyReply, KeyView};
 pub use self::operation::{LockOp, LockReply, Told, Watched};
 pub use self::value::{Holder, Owner, ValueBlock, ValueChange};
@@ -94,8 +89,6 @@ pub enum ToLockd {
     },
     /// Who am I talking to; needs no session. → [`FromLockd::Status`].
     Status,
-    /// An operator's, about the lockds themselves; needs no session. → [`FromLockd::Group`].
-    Group(GroupRequest),
 }
 
 /// Lockd to client.
@@ -138,13 +131,6 @@ pub enum FromLockd {
         /// One line for people.
         reason: String,
     },
-    /// Another one leads, or nobody that is known: nothing of what was asked was done. The connection is closed.
-    NotLeader {
-        /// Where the leader listens; empty if that is not known. Whoever asks knows the others as well: this is a hint.
-        leader: Vec<SocketAddr>,
-    },
-    /// Answer to an operator.
-    Group(GroupReply),
 }
 
 fn check_text(text: &str, bytes_max: usize, what: &'static str) -> Result<(), &'static str> {
@@ -165,12 +151,4 @@ impl Message for ToLockd {
 
 impl Message for FromLockd {
     const FAMILY: Family = Family::FromLockd;
-
-    fn check(&self) -> Result<(), &'static str> {
-        match self {
-            Self::NotLeader { leader } => group::check_addresses(leader),
-            Self::Group(reply) => reply.check(),
-            _ => Ok(()),
-        }
-    }
 }

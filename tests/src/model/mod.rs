@@ -2,11 +2,8 @@
 //!
 //! - [`stamp`]: every sector says which write it is; [`sector`]: what a sector may hold, now and after a power loss;
 //! - [`spans`]: sets of instants; a snapshot is *exact*: all its reads agree on one instant between its create and its OK;
-//! - [`volume`]: a volume with its snapshots; [`terms`]: what servers acted upon, and what their successors have;
-//! - [`group`]: the lockds, and who led; [`mutex`]: a register that refuses old terms.
+//! - [`volume`]: a volume with its snapshots; [`terms`]: what servers acted upon, and what their successors have.
 
-pub mod group;
-pub mod mutex;
 pub mod sector;
 pub mod spans;
 pub mod stamp;
@@ -15,8 +12,6 @@ pub mod volume;
 
 use csnap_proto::Name;
 
-pub use group::Group;
-pub use mutex::Mutex;
 pub use stamp::Stamp;
 pub use terms::Terms;
 pub use volume::{Life, Snapshot, Volume};

@@ -19,9 +19,10 @@ use csnap_server::term::names;
 use csnap_storage::sim::SimStorage;
 use csnap_storage::{Access, Storage, StorageError};
 
-use super::session::lockd_address_of;
 use crate::net::NetConn;
-use crate::sim::{Event, Happening, HostId, ProcId, Sim, Spawn, agent_address, frames, node_name};
+use crate::sim::{
+    Event, Happening, HostId, LOCKD_ADDRESS, ProcId, Sim, Spawn, agent_address, frames, node_name,
+};
 use crate::tasks::Tasks;
 
 /// A probe ends after this, microseconds.
@@ -32,8 +33,7 @@ const SAVE_WITHIN: u64 = 3_000;
 
 /// What a connect is for, by its tag.
 enum Purpose {
-    /// The attempt, and lockds that it came past.
-    Lockd(u64, u64),
+    Lockd(u64),
     Ticket(Ticket),
     Errand(u64),
 }
@@ -149,22 +149,19 @@ impl AgentProc {
                 }
             }
             Event::Timer(timer) => self.on_timer(sim, timer),
-            Event::Ask(_) | Event::Said(_) => {}
+            Event::Ask(_) => {}
         }
     }
 
     fn on_connected(&mut self, sim: &mut Sim, tag: u64, conn: Option<NetConn>) {
         match (self.connects.remove(&tag), conn) {
-            (Some(Purpose::Lockd(attempt, _)), Some(conn)) => {
+            (Some(Purpose::Lockd(attempt)), Some(conn)) => {
                 if let Some((_, older)) = self.lockd.replace((attempt, conn)) {
                     sim.close(self.id, older);
                 }
                 self.turn(sim, Input::Lockd(ClientInput::Connected { attempt }));
             }
-            (Some(Purpose::Lockd(attempt, passed)), None) if passed + 1 < sim.plan.lockds.len() as u64 => {
-                self.connect_lockd(sim, attempt, passed + 1);
-            }
-            (Some(Purpose::Lockd(attempt, _)), None) => {
+            (Some(Purpose::Lockd(attempt)), None) => {
                 self.turn(sim, Input::Lockd(ClientInput::Disconnected { attempt }));
             }
             (Some(Purpose::Ticket(ticket)), conn) => {
@@ -291,13 +288,13 @@ impl AgentProc {
 
     fn pass_to_lockd(&mut self, sim: &mut Sim, output: ClientOutput) -> Option<Input> {
         match output {
-            ClientOutput::Connect { attempt } => self.connect_lockd(sim, attempt, 0),
+            ClientOutput::Connect { attempt } => self.connect(sim, LOCKD_ADDRESS, Purpose::Lockd(attempt)),
             ClientOutput::Disconnect { attempt } => {
                 if let Some((_, conn)) = self.lockd.take_if(|(mine, _)| *mine == attempt) {
                     sim.close(self.id, conn);
                 }
                 self.connects
-                    .retain(|_, purpose| !matches!(purpose, Purpose::Lockd(mine, _) if *mine == attempt));
+                    .retain(|_, purpose| !matches!(purpose, Purpose::Lockd(mine) if *mine == attempt));
             }
             ClientOutput::Send { attempt, frame } => {
                 let Some((_, conn)) = self.lockd.filter(|(mine, _)| *mine == attempt) else {
@@ -310,12 +307,6 @@ impl AgentProc {
             ClientOutput::Event(event) => unreachable!("the core keeps events to itself: {event:?}"),
         }
         None
-    }
-
-    /// Another one first with each attempt.
-    fn connect_lockd(&mut self, sim: &mut Sim, attempt: u64, passed: u64) {
-        let address = lockd_address_of(sim, attempt + passed);
-        self.connect(sim, &address, Purpose::Lockd(attempt, passed));
     }
 
     fn connect(&mut self, sim: &mut Sim, address: &str, purpose: Purpose) {

@@ -40,10 +40,6 @@ pub enum Undo {
     Clock(HostId),
     /// The power is back.
     Power,
-    /// A lockd starts again.
-    Lockd(usize),
-    /// A lockd's disk is sound and has room.
-    LockdDisk(usize),
 }
 
 impl World {
@@ -75,7 +71,7 @@ impl World {
             Fault::PauseServer => self.pause_server(),
             Fault::PauseNode => self.pause_node(),
             Fault::PauseExporter => self.pause_any("exporter", 8_000_000),
-            Fault::PauseLockd => self.pause_lockd(),
+            Fault::PauseLockd => self.pause_any("lockd", 6_000_000),
             Fault::Partition => self.partition(true),
             Fault::PartitionOneWay => self.partition(false),
             Fault::Cut => self.cut(),
@@ -95,13 +91,6 @@ impl World {
             Fault::HitTakeover => self.hit_takeover(),
             Fault::HitService => self.hit_service(),
             Fault::FreezeTakeover => self.freeze_takeover(),
-            Fault::PartitionLockds => self.partition_lockds(),
-            Fault::LockdPowerLoss => self.lose_power_of_lockd(),
-            Fault::LockdIoFails => self.fail_lockd_disk(),
-            Fault::LockdFull => self.fill_lockd_disk(),
-            Fault::LoseLockdDisk => self.lose_lockd_disk(),
-            Fault::MoveLockd => self.move_lockd(),
-            Fault::PauseHolder => self.pause_holder(),
         };
         if struck {
             self.sim.note(|| format!("FAULT {}", fault.name()));
@@ -143,9 +132,7 @@ impl World {
             self.lockd_trap = true;
             return true;
         }
-        let Some(proc) = self.any_lockd() else { return false };
-        self.kill(proc, false);
-        true
+        self.kill_any("lockd")
     }
 
     /// An operation of a takeover.
@@ -199,14 +186,10 @@ impl World {
 
     fn pause_any(&mut self, kind: &str, most: u64) -> bool {
         let Some(proc) = self.any(kind) else { return false };
-        self.pause_for(proc, most);
-        true
-    }
-
-    pub(super) fn pause_for(&mut self, proc: ProcId, most: u64) {
         self.pause(proc);
         let lasts = 50_000 + self.sim.rng.below(most);
         self.undo_later(lasts, Undo::Thaw(vec![proc]));
+        true
     }
 
     fn pause_server(&mut self) -> bool {
@@ -307,7 +290,9 @@ impl World {
         let nodes = self.sim.plan.nodes;
         let host = HostId(self.sim.rng.index(nodes));
         self.sim.net.set_dark(host, true, &mut self.sim.queue);
-        self.lose_power_of(host);
+        let here: Vec<ProcId> =
+            self.procs.iter().filter(|(_, slot)| slot.host == host).map(|(id, _)| *id).collect();
+        here.into_iter().for_each(|proc| self.kill(proc, true));
         let lasts = 500_000 + self.sim.rng.below(5_000_000);
         self.undo_later(lasts, Undo::Light(host));
         true
@@ -375,7 +360,7 @@ impl World {
             Undo::Fast => self.sim.slowness.fill(1),
             Undo::Light(host) => {
                 self.sim.net.set_dark(host, false, &mut self.sim.queue);
-                self.start_host(host);
+                self.start_again(host, Spawn::Agent);
             }
             Undo::Room => {
                 self.sim.full = false;
@@ -387,27 +372,15 @@ impl World {
                 self.sim.clocks[host.0].go_on(now);
             }
             Undo::Power => {
-                for host in 0..self.sim.plan.hosts {
-                    self.start_host(HostId(host));
+                for host in 0..self.sim.plan.nodes {
+                    self.start_again(HostId(host), Spawn::Agent);
                 }
+                self.start_again(HostId(self.sim.plan.nodes), Spawn::Lockd);
             }
-            Undo::Lockd(seat) => self.start_again(self.sim.plan.lockds[seat], Spawn::Lockd),
-            Undo::LockdDisk(seat) => self.mend_lockd_disk(seat),
         }
     }
 
-    /// Everything that belongs on a host runs there.
-    fn start_host(&mut self, host: HostId) {
-        if host.0 < self.sim.plan.nodes {
-            self.start_again(host, Spawn::Agent);
-        }
-        if self.sim.plan.lockds.contains(&host) {
-            self.start_again(host, Spawn::Lockd);
-        }
-        self.start_contender(host);
-    }
-
-    pub(super) fn start_again(&mut self, host: HostId, what: Spawn) {
+    fn start_again(&mut self, host: HostId, what: Spawn) {
         if self.sim.find(host, what.name()).is_none() {
             self.sim.spawn(host, what);
         }
@@ -421,10 +394,9 @@ impl World {
         self.undo(Undo::Thaw(paused));
         for host in 0..self.sim.plan.hosts {
             self.undo(Undo::Clock(HostId(host)));
-            self.undo(Undo::Light(HostId(host)));
-        }
-        for seat in 0..self.sim.plan.lockds.len() {
-            self.undo(Undo::LockdDisk(seat));
+            if host < self.sim.plan.nodes {
+                self.undo(Undo::Light(HostId(host)));
+            }
         }
         self.sim.net.calm();
         [Undo::Heal, Undo::Fast, Undo::Room, Undo::Power].into_iter().for_each(|undo| self.undo(undo));

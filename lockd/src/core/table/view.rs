@@ -26,7 +26,7 @@ pub struct SessionView {
 
 impl Table {
     /// What an operation that only looks sees now.
-    pub(crate) fn look(&self, op: &LockOp) -> LockReply {
+    pub(super) fn look(&self, op: &LockOp) -> LockReply {
         match op {
             LockOp::Watch { what: Watched::Value(name), .. } => {
                 let resource = self.resources.get(name);
