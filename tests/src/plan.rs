@@ -311,13 +311,13 @@ impl Plan {
             faults.extend((0..more).map(|_| Fault::OF_LOCKDS[group.index(Fault::OF_LOCKDS.len())]));
         }
         let hosts = lockds.iter().map(|host| host.0 + 1).max().unwrap_or(0).max(nodes);
-        let elections = if group.chance(0.3) { Timing::FAST } else { Timing::DEFAULT };
+        let elections = if group.chance(0.1) { Timing::FAST } else { Timing::DEFAULT };
         Self {
             seed,
             nodes,
             lockds,
             elections,
-            contenders: (2 + group.index(2), 200_000 + group.below(300_000)),
+            contenders: (2 + group.index(2), 300_000 + group.below(400_000)),
             holders: 0,
             hosts,
             drift_ppm: [0, 100, 5_000, 10_000][rng.index(4)],
@@ -406,9 +406,9 @@ impl Plan {
         self
     }
 
-    /// A quarter of the worlds has one lockd, a half three, a quarter five; groups on hosts of their own or with the nodes.
+    /// Two of five worlds have one lockd, two three, one five; groups are on hosts of their own or with the nodes.
     fn draw_lockds(rng: &mut Rng, nodes: usize) -> Vec<HostId> {
-        let count = [1, 3, 3, 5][rng.index(4)];
+        let count = [1, 1, 3, 3, 5][rng.index(5)];
         let first = if count > 1 && rng.chance(0.5) { 0 } else { nodes };
         (first..first + count).map(HostId).collect()
     }

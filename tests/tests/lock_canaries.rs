@@ -40,7 +40,8 @@ fn noticed(name: &str, canaries: &Canaries, faults: &[Fault], says: &str) {
 #[test]
 fn canary_read_without_the_log_is_not_linearizable() {
     let canaries = Canaries { lockd: Broken::rule(LockdCanary::ReadWithoutTheLog), ..Canaries::default() };
-    let faults = [Fault::PauseLockd, Fault::PartitionLockds];
+    // A leader whose clock stands still does not notice that nobody follows it.
+    let faults = [Fault::ClockStops, Fault::PartitionLockds, Fault::PartitionLockds];
     noticed("read without the log", &canaries, &faults, "not linearizable");
 }
 

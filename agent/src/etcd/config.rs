@@ -1,6 +1,7 @@
 //! `[etcd]` of `agent.toml`.
 
-use std::net::SocketAddr;
+// An address is a value; nothing is opened here.
+use ::core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 

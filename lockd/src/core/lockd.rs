@@ -277,6 +277,7 @@ impl Lockd {
     }
 
     /// From now on its tables break a rule; see [`super::canary`].
+    #[cfg(feature = "replica")]
     pub(crate) fn break_rule(&mut self, rule: super::canary::Broken) {
         self.spaces.break_tables(rule);
     }

@@ -26,6 +26,8 @@ enum On {
 #[derive(Debug)]
 pub struct Client {
     name: u32,
+    /// It only reads: nothing of its own keeps it waiting at a lockd that is alone.
+    reader: bool,
     session: SessionNumber,
     /// Versions that it saw last, by key, each with its value.
     seen: [Option<Revision>; OBJECTS],
@@ -35,9 +37,9 @@ pub struct Client {
 
 impl Client {
     /// In a session that begins. Names are given once.
-    pub fn new(name: u32, recorder: &mut Recorder) -> Self {
+    pub fn new(name: u32, reader: bool, recorder: &mut Recorder) -> Self {
         let session = recorder.open();
-        Self { name, session, seen: [None; OBJECTS], held: [None; OBJECTS], values: 0 }
+        Self { name, reader, session, seen: [None; OBJECTS], held: [None; OBJECTS], values: 0 }
     }
 
     /// Its session.
@@ -46,10 +48,16 @@ impl Client {
         self.session
     }
 
+    /// Whether it only reads.
+    #[must_use]
+    pub fn is_reader(&self) -> bool {
+        self.reader
+    }
+
     /// What it asks next.
     pub fn ask(&mut self, recorder: &mut Recorder, rng: &mut Rng) -> (Pending, LockOp) {
         let which = rng.index(OBJECTS);
-        if rng.chance(0.6) {
+        if self.reader || rng.chance(0.6) {
             let op = self.choose_key_op(which, rng);
             let call = recorder.call_key(self.session, &format!("key{which}"), op.clone());
             return (Pending { call, on: On::Key(which) }, LockOp::Key(op));
@@ -71,6 +79,7 @@ impl Client {
             (_, None) => Expect::Absent,
         };
         match rng.below(8) {
+            _ if self.reader => KeyOp::Get { key },
             0..3 => KeyOp::Get { key },
             3 if expect != Expect::Absent => KeyOp::Delete { key, expect },
             _ => {

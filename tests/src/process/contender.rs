@@ -12,11 +12,10 @@ use crate::sim::{Event, HostId, ProcId, Sim};
 /// What they queue for.
 const TURN: &str = "turn";
 
-/// An operation that is not answered by then is given up, and its session with it, microseconds: two leases.
-const PATIENCE: u64 = 3_000_000;
-
-/// Lease of a contender, milliseconds.
-const LEASE_MS: u64 = 1_500;
+/// An operation that is not answered by then is given up, and its session with it, microseconds; and the session's lease,
+/// milliseconds. Who is impatient goes to another lockd and changes something there, while others stay with one that is
+/// silent or alone and go on reading: they must not be told what is over.
+const PATIENCES: [(u64, u64); 2] = [(700_000, 1_500), (3_000_000, 6_000)];
 
 /// Timer for the next operation; the others are numbers of operations.
 const NEXT: u64 = 0;
@@ -35,6 +34,8 @@ enum Waits {
 /// See the module.
 pub struct ContenderProc {
     id: ProcId,
+    /// Microseconds.
+    patience: u64,
     session: Session,
     client: Client,
     waits: Waits,
@@ -45,9 +46,10 @@ pub struct ContenderProc {
 
 impl ContenderProc {
     pub(super) fn start(sim: &mut Sim, id: ProcId, host: HostId) -> Self {
-        let session = Session::new(sim, id, host, LEASE_MS);
-        let client = Client::new(id.0, &mut sim.history);
-        Self { id, session, client, waits: Waits::Nothing, ticket: None, asked: 0, calm: false }
+        let (patience, lease_ms) = PATIENCES[host.0 % PATIENCES.len()];
+        let session = Session::new(sim, id, host, lease_ms);
+        let client = Client::new(id.0, host.0 % PATIENCES.len() == 1, &mut sim.history);
+        Self { id, patience, session, client, waits: Waits::Nothing, ticket: None, asked: 0, calm: false }
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -107,14 +109,14 @@ impl ContenderProc {
 
     fn begin(&mut self, sim: &mut Sim) {
         self.asked += 1;
-        let op = if sim.rng.chance(0.1) {
+        let op = if !self.client.is_reader() && sim.rng.chance(0.15) {
             // Who stands in a queue waits for others, however long.
             self.waits = Waits::Turn(sim.now());
             LockOp::lock(TURN, Mode::Ex, Flags::NONE)
         } else {
             let (pending, op) = self.client.ask(&mut sim.history, &mut sim.rng);
             self.waits = Waits::Answer(pending);
-            sim.tell(PATIENCE, self.id, Event::Timer(self.asked));
+            sim.tell(self.patience, self.id, Event::Timer(self.asked));
             op
         };
         self.ticket = Some(self.session.operate(sim, op));

@@ -45,7 +45,7 @@ fn with<T>(recorder: &Shared, does: impl FnOnce(&mut Recorder) -> T) -> T {
 /// sessions that it gave up or lost.
 async fn contend(name: u32, lockds: Reached, recorder: Shared, stop: Arc<AtomicBool>) -> u64 {
     let mut rng = Rng::new(u64::from(name) + u64::from(std::process::id()) * 1000);
-    let mut client = with(&recorder, |recorder| Client::new(name, recorder));
+    let mut client = with(&recorder, |recorder| Client::new(name, name.is_multiple_of(2), recorder));
     let spawn = |rng: &mut Rng| LockSession::spawn(new_client(rng, LEASE_MS), lockds.clone());
     let (mut session, mut events) = spawn(&mut rng);
     let (mut lost, mut stopped_at) = (0, None::<Instant>);

@@ -9,7 +9,7 @@ use csnap_proto::message::lock::{Flags, LockOp, LockReply, Mode};
 use serde_json::Value;
 
 use super::cluster::{Cluster, number, signal, wait_until};
-use super::failover::{fio_verify, verified};
+use super::failover::Fio;
 use super::lock_load::{LEASE_MS, LockLoad, session};
 use super::writer::{Writer, summary};
 
@@ -108,7 +108,7 @@ fn three_nodes_have_three_lockds_and_status_tells_of_them_also_without_a_majorit
 #[test]
 fn lockds_restarted_one_at_a_time_under_load_lose_no_session_and_no_lock() {
     let cluster = start();
-    let fio = fio_verify(&cluster, "64M");
+    let fio = Fio::start(&cluster, "8M");
     cluster.csnap(&["volume", "create", "guest", "--size", "16M"]);
     let guest = Writer::start(&cluster.socket(2), "guest", 1024);
     let load = LockLoad::start(8, &addresses(&cluster));
@@ -125,7 +125,7 @@ fn lockds_restarted_one_at_a_time_under_load_lose_no_session_and_no_lock() {
     let mut took = load.stop();
     println!("lockds restarted six times, a lock and an unlock: {}", summary(&mut took));
     guest.stop_and_verify();
-    verified(fio);
+    fio.verified();
 }
 
 /// What a client that holds a lock was told, and when.
@@ -165,7 +165,7 @@ fn a_frozen_majority_stops_lock_clients_in_time_and_no_guest_and_all_of_it_goes_
     cluster.csnap(&["volume", "create", "guest", "--size", "16M"]);
     let guest = Writer::start(&cluster.socket(2), "guest", 1024);
     for frozen in [["n1", "n2"], ["n2", "n3"], ["n3", "n1"]] {
-        let fio = fio_verify(&cluster, "16M");
+        let fio = Fio::start(&cluster, "8M");
         let (has_it, waits) = std::sync::mpsc::channel();
         let holder = holder(addresses(&cluster), has_it);
         waits.recv().expect("it has the lock");
@@ -188,7 +188,7 @@ fn a_frozen_majority_stops_lock_clients_in_time_and_no_guest_and_all_of_it_goes_
         });
         guest.wait_for(500);
         assert_eq!(cluster.server(), server, "the same server under the same term");
-        verified(fio);
+        fio.verified();
     }
     guest.stop_and_verify();
     signal(server.pid, "KILL");
@@ -217,7 +217,7 @@ fn stalls(cluster: &Cluster, volume: &str, turns: u32, mut trouble: impl FnMut(u
 fn any_lockd_killed_under_load_is_no_error_and_no_pause() {
     let cluster = start();
     let turns = number("CSNAP_LOCKD_KILLS", 6);
-    let fio = fio_verify(&cluster, "64M");
+    let fio = Fio::start(&cluster, "8M");
     let mut without = stalls(&cluster, "control", turns, |_| std::thread::sleep(Duration::from_millis(500)));
     let server = cluster.server();
     let mut with = stalls(&cluster, "killed", turns, |turn| {
@@ -227,7 +227,7 @@ fn any_lockd_killed_under_load_is_no_error_and_no_pause() {
     println!("a lockd killed:   {}", summary(&mut with));
     assert_eq!(cluster.server(), server, "nothing moved");
     assert!(with.last() < Some(&(without[without.len() - 1] + Duration::from_secs(2))), "it is no takeover");
-    verified(fio);
+    fio.verified();
 }
 
 #[test]

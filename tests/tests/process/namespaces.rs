@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::cluster::{Cluster, Server, binary, is_alive, number, signal, wait_until};
+use super::failover::Fio;
 use super::writer::{Writer, summary};
 
 /// Namespaces and their addresses, 10.77.0.x.
@@ -221,10 +222,12 @@ fn daemon(network: &Network, host: &str, daemon: &str, config: &Path) -> Child {
 #[test]
 fn three_hosts_survive_killed_servers_and_cut_links() {
     let nodes = Nodes::start();
-    let guest = Writer::start(&nodes.cluster.socket(1), "demo", BLOCKS);
+    let fio = Fio::start(&nodes.cluster, "8M");
+    nodes.cluster.csnap(&["volume", "create", "guest", "--size", "4M"]);
+    let guest = Writer::start(&nodes.cluster.socket(1), "guest", BLOCKS);
     let mut stalls: Vec<Duration> = Vec::new();
     for kill in 0..number("CSNAP_KILLS", 5).min(200) {
-        nodes.cluster.csnap(&["snapshot", "create", &format!("demo@k{kill}")]);
+        nodes.cluster.csnap(&["snapshot", "create", &format!("guest@k{kill}"), &format!("demo@k{kill}")]);
         guest.wait_for(100);
         let server = nodes.cluster.server();
         guest.take_stall();
@@ -239,6 +242,7 @@ fn three_hosts_survive_killed_servers_and_cut_links() {
     }
     let writes = guest.stop_and_verify();
     println!("{writes} acknowledged writes, none lost");
+    fio.verified();
 }
 
 /// Cuts the node that serves off from everybody; the guest is elsewhere and goes on with another server.
@@ -251,7 +255,7 @@ fn cut_off_the_server(nodes: &Nodes, guest: &Writer, cut: Cut) {
     }
     let server = nodes.cluster.server();
     assert_ne!(server.node, "n1", "the guest's node is not the one to be cut off");
-    nodes.cluster.csnap(&["snapshot", "create", &format!("demo@{cut:?}")]);
+    nodes.cluster.csnap(&["snapshot", "create", &format!("guest@{cut:?}"), &format!("demo@{cut:?}")]);
     guest.wait_for(100);
     guest.take_stall();
     nodes.network.cut(&server.node, cut);

@@ -88,6 +88,7 @@ impl Table {
     }
 
     /// From now on it breaks this rule.
+    #[cfg(feature = "replica")]
     pub(crate) fn break_rule(&mut self, rule: Broken) {
         self.broken = rule;
     }
