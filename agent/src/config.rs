@@ -4,14 +4,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use csnap_proto::Name;
 use csnap_proto::limits::PATH_BYTES_MAX;
+use csnap_proto::{ClusterId, Name};
+use csnap_transport::{Address, SOCKET_PATH_BYTES_MAX, TlsConfig, check_listen};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Failback;
-
-/// Longest path of a unix socket that the kernel takes, bytes.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+use crate::etcd::EtcdConfig;
 
 /// Highest priority: room for any scheme, short in a table.
 pub const PRIORITY_MAX: u32 = 1_000_000;
@@ -24,8 +23,15 @@ pub struct NodeConfig {
     pub node: Name,
     /// Directory that all nodes share; absolute.
     pub pool: PathBuf,
-    /// Addresses of the lockds, numeric.
-    pub lockd: Vec<SocketAddr>,
+    /// Where the lockds are: numeric addresses, or unix sockets of this machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lockd: Vec<Address>,
+    /// Id of the lockds' cluster, 32 hexadecimal digits. Unless given, it is that of the first one met, and remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
+    pub cluster: Option<ClusterId>,
+    /// An etcd in place of lockd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdConfig>,
     /// The agent's unix socket; absolute.
     pub agent_sock: PathBuf,
     /// Directory for what the agent remembers over a restart; absolute, local to the node.
@@ -71,6 +77,9 @@ pub struct NodeConfig {
     /// Bounds a client's memory of which chunks are its own, bytes a volume.
     #[serde(default = "default_unique_cache_bytes")]
     pub unique_cache_bytes: u64,
+    /// Certificate of the node. With it the lockds are spoken to by TLS; without, only those of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
 }
 
 /// How files are read and written.
@@ -136,6 +145,25 @@ fn default_unique_cache_bytes() -> u64 {
     64 << 20
 }
 
+/// Ids as people copy them.
+mod hexadecimal {
+    use csnap_proto::ClusterId;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(id: &Option<ClusterId>, serializer: S) -> Result<S::Ok, S::Error> {
+        match id {
+            Some(id) => serializer.collect_str(id),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<ClusterId>, D::Error> {
+        String::deserialize(deserializer)?.parse().map(Some).map_err(de::Error::custom)
+    }
+}
+
 /// Why a configuration is of no use: one line for people.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {what}")]
@@ -153,7 +181,9 @@ impl NodeConfig {
         Self {
             node,
             pool,
-            lockd,
+            lockd: lockd.into_iter().map(Address::Tcp).collect(),
+            cluster: None,
+            etcd: None,
             agent_sock: dir.join("agent.sock"),
             state: dir.join("state"),
             io: Io::default(),
@@ -170,6 +200,7 @@ impl NodeConfig {
             place_step_ms: default_place_step_ms(),
             client_lease_ms: default_client_lease_ms(),
             unique_cache_bytes: default_unique_cache_bytes(),
+            tls: None,
         }
     }
 
@@ -209,9 +240,18 @@ impl NodeConfig {
             // It is published as it stands, and other nodes connect to it.
             return Err("server_listen must be an address of this node that every node reaches".to_owned());
         }
-        if self.lockd.is_empty() {
-            return Err("lockd needs at least one address".to_owned());
+        match (&self.etcd, self.lockd.is_empty()) {
+            (None, false) => {}
+            (Some(etcd), true) => etcd.check()?,
+            (None, true) => {
+                return Err("lockd needs at least one address, or there must be an [etcd]".to_owned());
+            }
+            (Some(_), false) => {
+                return Err("lockd and [etcd] are both there; keep the one that elects the server".to_owned());
+            }
         }
+        self.tls.as_ref().map_or(Ok(()), TlsConfig::check)?;
+        check_listen(self.tls.as_ref(), "lockd", self.lockd.iter().cloned())?;
         if self.priority > PRIORITY_MAX {
             return Err(format!("priority is at most {PRIORITY_MAX}"));
         }
@@ -263,6 +303,26 @@ mod tests {
         let config = parse(GOOD).expect("good");
         let text = toml::to_string(&config).expect("encodes");
         assert_eq!(parse(&text).expect("good"), config);
+        let more = "cluster = \"000102030405060708090a0b0c0d0e0f\"\n[tls]\nca = \"/ca\"\ncert = \"/cert\"\nkey = \"/key\"";
+        let config = parse(&format!("{GOOD}\n{more}")).expect("good");
+        let text = toml::to_string(&config).expect("encodes");
+        assert_eq!(parse(&text).expect("good"), config);
+        let etcd = EtcdConfig {
+            endpoints: vec![SocketAddr::from(([10, 0, 0, 1], 2379))],
+            prefix: "/csnap/a".to_owned(),
+        };
+        assert_eq!(etcd.key_prefix(), "/csnap/a/");
+        let config = NodeConfig { lockd: Vec::new(), etcd: Some(etcd), ..config };
+        let text = toml::to_string(&config).expect("encodes");
+        assert_eq!(parse(&text).expect("good"), config);
+    }
+
+    #[test]
+    fn lockds_of_other_machines_need_certificates() {
+        let other = GOOD.replace("127.0.0.1:7000\"", "unix:/run/lockd.sock\", \"10.0.0.1:7000\"");
+        let error = parse(&other).expect_err("refused").to_string();
+        assert!(error.contains("`lockd` has 10.0.0.1:7000") && error.lines().count() == 1, "{error}");
+        parse(&format!("{other}\n[tls]\nca = \"/ca\"\ncert = \"/cert\"\nkey = \"/key\"")).expect("good");
     }
 
     #[test]
@@ -276,11 +336,25 @@ mod tests {
             ("io = \"mmap\"", "mmap"),
             ("pool_shared = true", "pool_shared"),
             ("server_listen = \"0.0.0.0:7\"", "server_listen"),
+            ("cluster = \"7\"", "32 hexadecimal digits"),
+            ("[tls]\nca = \"/ca\"\ncert = \"cert\"\nkey = \"/key\"", "`cert` in [tls]"),
         ] {
             let error = parse(&format!("{GOOD}\n{change}")).expect_err(change).to_string();
             assert!(error.starts_with("agent.toml: ") && error.contains(key), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+        for (etcd, key) in [
+            ("[etcd]\nendpoints = []\nprefix = \"p\"", "etcd.endpoints"),
+            ("[etcd]\nendpoints = [\"10.0.0.1:2379\"]\nprefix = \"/\"", "etcd.prefix"),
+            ("[etcd]\nendpoints = [\"10.0.0.1:2379\"]", "prefix"),
+            ("", "lockd"),
+        ] {
+            let without = GOOD.replace("lockd = [\"127.0.0.1:7000\"]", "");
+            let error = parse(&format!("{without}\n{etcd}")).expect_err(etcd).to_string();
+            assert!(error.contains(key) && error.lines().count() == 1, "{error}");
+        }
+        let both = format!("{GOOD}\n[etcd]\nendpoints = [\"10.0.0.1:2379\"]\nprefix = \"p\"");
+        assert!(parse(&both).expect_err("both").to_string().contains("both there"));
         let name = GOOD.replace("\"n1\"", "\"a/b\"");
         assert!(parse(&name).expect_err("name").to_string().contains("a name starts with"));
         let relative = GOOD.replace("/srv/pool", "pool");

@@ -1,5 +1,9 @@
 //! The command line, as clap reads it. Names are fixed: users and scripts rely on them.
 
+pub(crate) mod kv;
+pub(crate) mod lock;
+mod lockd;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +12,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use csnap_proto::{ChunkSize, Name, Target};
+
+pub(crate) use self::lockd::{Lockd, LockdAction, LockdUse, Whom};
 
 /// Most nodes that `csnap up` runs on one machine.
 const NODES_MAX: i64 = 16;
@@ -33,8 +39,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run everything on this machine, in the foreground until ^C.
     Up(Up),
-    /// Run the lock daemon.
-    Lockd(Daemon),
+    /// Show or change the group of lockds; with --config, be one of them.
+    Lockd(Lockd),
     /// Run a node's agent.
     Agent(Daemon),
     /// Show or move the server; with --config, be a node's server (agents do that).
@@ -76,9 +82,18 @@ pub(crate) enum Command {
     /// Nodes.
     #[command(subcommand)]
     Node(Node),
+    /// Lockspaces of lockd: list, make, and move them between groups of lockds.
+    Lockspace(crate::commands::lockspace::Lockspaces),
     /// Pools.
     #[command(subcommand)]
     Pool(Pool),
+    /// Make certificates, for daemons that speak to other machines.
+    #[command(subcommand)]
+    Cert(crate::commands::cert::Cert),
+    /// Locks of lockd, for people and scripts.
+    Lock(lock::Lock),
+    /// Keys of lockd, for people and scripts.
+    Kv(kv::Kv),
     /// Show what is there and how it does.
     Status {
         /// Again every second, until ^C.
@@ -339,6 +354,11 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
     {
         return Err(clap::Error::raw(ErrorKind::ArgumentConflict, what));
     }
+    if let Command::Lockd(lockd) = &cli.command
+        && let Err(what) = lockd.usage()
+    {
+        return Err(clap::Error::raw(ErrorKind::ArgumentConflict, what));
+    }
     Ok(cli)
 }
 
@@ -364,6 +384,13 @@ mod tests {
             "csnap up",
             "csnap up --nodes 3 --nbd 127.0.0.1:0",
             "csnap lockd --config f",
+            "csnap lockd show",
+            "csnap lockd show --lockd 127.0.0.1:7000,127.0.0.1:7001",
+            "csnap lockd add 10.0.0.4:7000",
+            "csnap lockd add n2",
+            "csnap lockd remove n2",
+            "csnap lockd remove 00000000deadbeef",
+            "csnap lockd move n2",
             "csnap agent --config f",
             "csnap server --config f",
             "csnap export --config f",
@@ -392,7 +419,18 @@ mod tests {
             "csnap attach v",
             "csnap attach v@a /dev/nbd0",
             "csnap detach /dev/nbd0",
+            "csnap lockspace list",
+            "csnap lockspace create s --at 127.0.0.1:1,127.0.0.1:2",
+            "csnap lockspace migrate s --to 127.0.0.1:1,127.0.0.1:2",
+            "csnap lockspace abort s",
+            "csnap lockspace activate s --source-is-lost",
+            "csnap lockspace discard s --source-serves",
             "csnap pool create p --shared",
+            "csnap cert ca d --cluster prod",
+            "csnap cert node n1 --dir d --host n1.example --host 10.0.0.1",
+            "csnap cert lockd n1 --dir d --days 30",
+            "csnap cert operator ann --dir d --renew",
+            "csnap cert client app",
             "csnap node list",
             "csnap node priority n1 50",
             "csnap node priority n1 auto",
@@ -431,9 +469,16 @@ mod tests {
             "csnap snapshot create",
             "csnap snapshot delete",
             "csnap node priority n1 often",
+            "csnap lockspace migrate s",
+            "csnap lockspace create a/b",
             "csnap check",
             "csnap server",
             "csnap server --config f show",
+            "csnap lockd",
+            "csnap lockd --config f show",
+            "csnap lockd move",
+            "csnap lockd move a/b",
+            "csnap lockd show --lockd nowhere",
             "csnap frobnicate",
         ] {
             let text = one_line(&cli(line).expect_err(line));

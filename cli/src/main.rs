@@ -6,6 +6,9 @@ mod agents;
 mod args;
 mod commands;
 mod daemon;
+mod group;
+mod lock;
+mod lockds;
 mod operator;
 mod output;
 mod pool;
@@ -15,7 +18,7 @@ mod up;
 
 use std::process::ExitCode;
 
-use args::{Command, ServerUse};
+use args::{Command, LockdUse, ServerUse};
 
 fn main() -> ExitCode {
     let cli = match args::parse(std::env::args_os()) {
@@ -24,13 +27,18 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Up(up) => up::run(&cli.dir, up),
-        Command::Lockd(daemon) => daemon::lockd(&daemon),
+        Command::Lockd(lockd) => match lockd.usage() {
+            Ok(LockdUse::Daemon(daemon)) => daemon::lockd(&daemon),
+            Ok(LockdUse::Action(_)) | Err(_) => commands::run(&cli.dir, cli.json, Command::Lockd(lockd)),
+        },
         Command::Agent(daemon) => daemon::agent(&daemon),
         Command::Export(daemon) => daemon::export(&daemon),
         Command::Server(server) => match server.usage() {
             Ok(ServerUse::Daemon(daemon)) => daemon::server(&daemon),
             Ok(ServerUse::Action(_)) | Err(_) => commands::run(&cli.dir, cli.json, Command::Server(server)),
         },
+        Command::Lock(lock) => return lock::run(&cli.dir, cli.json, lock),
+        Command::Kv(kv) => return lock::run_kv(&cli.dir, cli.json, kv),
         command => commands::run(&cli.dir, cli.json, command),
     };
     match result {

@@ -1,6 +1,6 @@
 //! How results look: tables for people, JSON for scripts, one line for errors.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 /// One line: what, and the causes that led to it.
 pub(crate) fn error(error: &anyhow::Error) {
@@ -19,6 +19,16 @@ pub(crate) fn json(value: &serde_json::Value) -> anyhow::Result<()> {
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Bytes as they are; on a terminal, on a line of their own.
+pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    if out.is_terminal() && !bytes.ends_with(b"\n") {
+        out.write_all(b"\n")?;
+    }
     Ok(out.flush()?)
 }
 

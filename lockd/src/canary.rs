@@ -13,15 +13,18 @@ pub enum Canary {
     /// Name a replica by its seat and not by its disk, so that one whose disk was lost votes again. Who opens the log
     /// breaks it, by what it draws.
     VoteAfterAmnesia,
+    /// Answer a read at once, from a table that may be behind: the log would have said whether this lockd still leads.
+    ReadWithoutTheLog,
 }
 
 impl Canary {
     /// All of them, with the names by which they are chosen.
-    pub const ALL: [(Self, &'static str); 4] = [
+    pub const ALL: [(Self, &'static str); 5] = [
         (Self::SendBeforeVote, "send-before-vote"),
         (Self::AckBeforeSync, "ack-before-sync"),
         (Self::AcceptTornMiddle, "accept-torn-middle"),
         (Self::VoteAfterAmnesia, "vote-after-amnesia"),
+        (Self::ReadWithoutTheLog, "read-without-the-log"),
     ];
 }
 

@@ -10,6 +10,7 @@
 //! - [`shell`]: the daemon (feature `shell`);
 //! - [`client`]: the other half of the conversation, for agents.
 
+mod blob;
 pub mod broken;
 pub mod canary;
 pub mod client;

@@ -29,8 +29,8 @@ const MAGIC: [u8; 4] = *b"CSNP";
 /// Version of the framing and the messages.
 ///
 /// 1: the first. 2: lists in pages, Reaped names heads, Fence takes nodes. 3: flags, persistent locks and keys of lockd.
-/// 4: volumes and snapshots with their identities.
-pub const VERSION: u8 = 4;
+/// 4: volumes and snapshots with their identities. 5: lockds as a group, lockspaces.
+pub const VERSION: u8 = 5;
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;

@@ -132,6 +132,10 @@ token! {
     Secret
 }
 token! {
+    /// Identity of one move of a lockspace between two groups of lockds, drawn by who asks for it.
+    MigrationId
+}
+token! {
     /// One run of one process: tells a restarted exporter from the one before it.
     InstanceId
 }
@@ -143,6 +147,26 @@ token! {
     /// Identity of a pool, drawn when it is made.
     PoolId
 }
+token! {
+    /// One group of lockd's replicas, drawn when it is formed: neither replicas nor clients of two groups ever mix.
+    ClusterId
+}
+
+impl std::str::FromStr for ClusterId {
+    type Err = ClusterIdError;
+
+    /// Reads what its `Display` writes: 32 hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self, ClusterIdError> {
+        let all_digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| all_digits);
+        number.map(|number| Self(number.to_be_bytes())).ok_or(ClusterIdError)
+    }
+}
+
+/// A text that is no id of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a cluster has 32 hexadecimal digits")]
+pub struct ClusterIdError;
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -260,6 +284,15 @@ mod tests {
         assert_eq!(Name::new("a".repeat(129)), Err(NameError::TooLong(129)));
         let bytes = postcard::to_stdvec("../etc").expect("a string encodes");
         assert!(postcard::from_bytes::<Name>(&bytes).is_err());
+    }
+
+    #[test]
+    fn the_id_of_a_cluster_is_read_as_it_is_written() {
+        let id = ClusterId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 0xee, 0xff]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in ["", "+00102030405060708090a0b0c0d0eef", "0001", &"0".repeat(33), &"g".repeat(32)] {
+            assert_eq!(bad.parse::<ClusterId>(), Err(ClusterIdError), "{bad}");
+        }
     }
 
     #[test]

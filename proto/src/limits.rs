@@ -77,6 +77,12 @@ pub const OPERATIONS_PER_SESSION_MAX: usize = 64;
 /// Live sessions of a lockd: one an agent. So few that a list of them all fits a frame.
 pub const LOCKD_SESSIONS_MAX: usize = 256;
 
+/// Most addresses that a lockd listens on for clients: one a network.
+pub const LOCKD_ADDRESSES_MAX: usize = 16;
+
+/// Most replicas of a group of lockds, learners included: five voters, and as many that replace them.
+pub const LOCKD_REPLICAS_MAX: usize = 10;
+
 /// Shortest lease of a lockd session, milliseconds: shorter ones would expire by scheduling alone.
 pub const LEASE_MS_MIN: u64 = 50;
 
@@ -112,6 +118,22 @@ pub const LOCKS_PER_RESOURCE_MAX: usize = 4096;
 
 /// Watches of one lockd session.
 pub const WATCHES_PER_SESSION_MAX: usize = 4096;
+
+/// Lockspaces of one group of lockds, those that moved away included: each is a table of its own in every snapshot.
+pub const LOCKSPACES_MAX: usize = 16;
+
+/// Lockspaces that a group takes in at once: each is held in memory until it is whole.
+pub const IMPORTS_MAX: usize = 2;
+
+/// Largest lockspace that moves, bytes: a full store of keys, and fifty thousand locks. All of it is decoded and checked in
+/// one step of a lockd, which must be short beside an election.
+pub const LOCKSPACE_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of a lockspace in one request: half of the longest command of lockd's log.
+pub const IMPORT_BYTES_MAX: usize = 16 << 10;
+
+/// Addresses at which a group of lockds is found: its replicas, or a few networks of each.
+pub const GROUP_ADDRESSES_MAX: usize = 16;
 
 /// Most attachments in one report of an exporter: a volume each of a well filled hypervisor, some of them snapshots. An
 /// exporter that has more reports the first ones.

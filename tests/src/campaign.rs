@@ -33,6 +33,8 @@ pub struct Report {
     pub failures: Vec<Failure>,
     /// The longest that a guest waited, microseconds.
     pub longest_wait: u64,
+    /// The longest that a client stood in a queue for a lock, microseconds.
+    pub longest_turn: u64,
     /// Worlds below what each is to see, and of what.
     pub thin: Vec<String>,
 }
@@ -79,6 +81,7 @@ impl Report {
             Ok(outcome) => {
                 self.lasted += outcome.lasted;
                 self.longest_wait = self.longest_wait.max(outcome.longest_wait);
+                self.longest_turn = self.longest_turn.max(outcome.longest_turn);
                 self.tally.add(&outcome.tally);
                 self.note_thin(&outcome);
                 if let Some(what) = outcome.violation {
@@ -107,10 +110,11 @@ impl Report {
     #[must_use]
     pub fn figures(&self) -> String {
         let mut text = format!(
-            "{} worlds, {} simulated seconds, longest wait of a guest {:.1} s\n",
+            "{} worlds, {} simulated seconds, longest wait of a guest {:.1} s, for a lock {:.1} s\n",
             self.worlds,
             self.lasted / 1_000_000,
-            self.longest_wait as f64 / 1e6
+            self.longest_wait as f64 / 1e6,
+            self.longest_turn as f64 / 1e6
         );
         let tables =
             [("work", &self.tally.work), ("faults", &self.tally.faults), ("states", &self.tally.states)];

@@ -4,6 +4,7 @@
 //! - [`sim`]: what a process sees of its world; [`world`]: the loop that makes it go round, the guests, the storm;
 //! - [`process`]: shells around the cores, one file a daemon;
 //! - [`net`], [`clock`], [`queue`], [`tasks`]: streams, clocks, present and future, procedures under way;
+//! - [`history`]: what clients of locks and keys saw, and whether it is linearizable; [`mutex`]: worlds of lockds and a register;
 //! - [`model`]: the judge; [`tally`]: what a campaign must have reached;
 //! - [`plan`]: how a world is drawn from its seed; [`campaign`]: many worlds, on two threads.
 //!
@@ -13,7 +14,9 @@
 
 pub mod campaign;
 pub mod clock;
+pub mod history;
 pub mod model;
+pub mod mutex;
 pub mod net;
 pub mod plan;
 pub mod process;

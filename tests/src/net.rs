@@ -6,6 +6,9 @@
 //! way still delivered: that is how a frame of a connection comes after its successor was made. A killed process closes
 //! its ends; a host that lost power says nothing.
 //!
+//! Lockds speak to each other without streams here: what they say is lost, delayed, doubled and reordered, which is worse than
+//! what the daemon's connections do to it.
+//!
 //! A socket can travel beside a message (SCM_RIGHTS): its end then belongs to whoever receives it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -180,6 +183,16 @@ impl Net {
             delay += RETRANSMIT + self.rng.below(RETRANSMIT);
         }
         delay
+    }
+
+    /// When the copies of a message arrive that is sent without a stream, microseconds from now: late, in another order,
+    /// twice, or not at all.
+    pub fn datagram(&mut self, from: HostId, to: HostId) -> Vec<u64> {
+        if self.is_blocked(from, to) || self.rng.chance(self.weather.loss) {
+            return Vec::new();
+        }
+        let copies = if self.rng.chance(self.weather.loss) { 2 } else { 1 };
+        (0..copies).map(|_| self.delay(from == to)).collect()
     }
 
     /// `proc` connects; it is told with the tag how that went.

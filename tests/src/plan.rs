@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use csnap_lockd::replica::Timing;
 use csnap_proto::PoolId;
 use csnap_server::term::PoolToml;
 use csnap_storage::sim::{OperationKind, Rng};
 
 use crate::net::Weather;
+use crate::sim::HostId;
 
 /// Rules that the servers and clients of a world break; none, outside tests of the tests.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +19,12 @@ pub struct Canaries {
     pub core: csnap_server::core::canary::Broken,
     /// Of the client's core.
     pub client: csnap_client::core::Canaries,
+    /// Of lockd's table.
+    pub table: csnap_lockd::core::canary::Broken,
+    /// Of the daemon around it.
+    pub lockd: csnap_lockd::canary::Broken,
+    /// The fenced register does not look at terms.
+    pub careless_register: bool,
 }
 
 /// Kinds of faults.
@@ -67,11 +75,25 @@ pub enum Fault {
     /// The serving server is killed, whoever takes over is stopped at some operation, and goes on while, or after, another
     /// one takes over.
     FreezeTakeover,
+    /// No packet passes between one lockd and the others, or in one direction; clients reach it.
+    PartitionLockds,
+    /// A lockd and its disk lose their power.
+    LockdPowerLoss,
+    /// The next write or sync of a lockd fails.
+    LockdIoFails,
+    /// A lockd's disk is full.
+    LockdFull,
+    /// A lockd's disk is lost: it comes back empty, and is added again.
+    LoseLockdDisk,
+    /// Another lockd is to lead.
+    MoveLockd,
+    /// SIGSTOP of the client of a fenced register that has the lock.
+    PauseHolder,
 }
 
 impl Fault {
-    /// All kinds.
-    pub const ALL: [Self; 22] = [
+    /// Kinds that strike nodes, their network and their disks, and any lockd.
+    pub const OF_NODES: [Self; 22] = [
         Self::KillServer,
         Self::PauseServer,
         Self::PauseNode,
@@ -95,6 +117,21 @@ impl Fault {
         Self::HitService,
         Self::FreezeTakeover,
     ];
+
+    /// Kinds that strike one of several lockds.
+    pub const OF_LOCKDS: [Self; 8] = [
+        Self::KillLockd,
+        Self::PauseLockd,
+        Self::PartitionLockds,
+        Self::LockdPowerLoss,
+        Self::LockdIoFails,
+        Self::LockdFull,
+        Self::LoseLockdDisk,
+        Self::MoveLockd,
+    ];
+
+    /// Those that need others than the one that is struck.
+    pub const OF_GROUPS: [Self; 3] = [Self::PartitionLockds, Self::LoseLockdDisk, Self::MoveLockd];
 
     /// For people.
     #[must_use]
@@ -122,6 +159,13 @@ impl Fault {
             Self::HitTakeover => "takeover hit",
             Self::HitService => "service hit",
             Self::FreezeTakeover => "takeover stopped",
+            Self::PartitionLockds => "lockd cut off from the others",
+            Self::LockdPowerLoss => "lockd's host lost its power",
+            Self::LockdIoFails => "lockd's write or sync failed",
+            Self::LockdFull => "lockd's disk full",
+            Self::LoseLockdDisk => "lockd's disk lost",
+            Self::MoveLockd => "lockd's leadership moved",
+            Self::PauseHolder => "holder stopped",
         }
     }
 }
@@ -176,8 +220,16 @@ pub struct Slow {
 pub struct Plan {
     /// All else is drawn from it.
     pub seed: u64,
-    /// Nodes; lockd has a host of its own behind them.
+    /// Nodes.
     pub nodes: usize,
+    /// Lockds: where each runs. One alone has a host behind the nodes; several are with the nodes, or each has its own.
+    pub lockds: Vec<HostId>,
+    /// How long the lockds wait for each other.
+    pub elections: csnap_lockd::replica::Timing,
+    /// Clients that use locks and keys, and between two operations of one, microseconds, about.
+    pub contenders: (usize, u64),
+    /// Clients of a fenced register.
+    pub holders: usize,
     /// Hosts.
     pub hosts: usize,
     /// Largest drift of a clock, parts in a million.
@@ -248,13 +300,26 @@ impl Plan {
         id[8] = 1;
         let mut pool = PoolToml::new(PoolId(id), rng.chance(0.3));
         pool.segment_bytes = [64 << 10, 128 << 10, 256 << 10, 1 << 20][rng.index(4)];
-        let faults = Self::draw_faults(rng);
+        let mut faults = Self::draw_faults(rng);
         let chunks = [4096, 4096, 16384, 65536];
         let volumes = (0..2 + rng.below(2)).map(|_| (chunks[rng.index(4)], 64 << rng.below(3))).collect();
+        // Of its own, so that what is drawn for the lockds changes nothing else.
+        let group = &mut Rng::new(seed ^ 0x6c6f_636b_6473);
+        let lockds = Self::draw_lockds(group, nodes);
+        if lockds.len() > 1 {
+            let more = 1 + group.index(3);
+            faults.extend((0..more).map(|_| Fault::OF_LOCKDS[group.index(Fault::OF_LOCKDS.len())]));
+        }
+        let hosts = lockds.iter().map(|host| host.0 + 1).max().unwrap_or(0).max(nodes);
+        let elections = if group.chance(0.1) { Timing::FAST } else { Timing::DEFAULT };
         Self {
             seed,
             nodes,
-            hosts: nodes + 1,
+            lockds,
+            elections,
+            contenders: (2 + group.index(2), 300_000 + group.below(400_000)),
+            holders: 0,
+            hosts,
             drift_ppm: [0, 100, 5_000, 10_000][rng.index(4)],
             weather: Weather {
                 delay: 30 + rng.below(400),
@@ -306,7 +371,7 @@ impl Plan {
     /// A quiet world of three nodes and one volume of 64 chunks, for a test to make trouble in.
     #[must_use]
     pub fn calm(seed: u64) -> Self {
-        let mut plan = Self { faults: Vec::new(), nodes: 3, hosts: 4, ..Self::of(seed) };
+        let mut plan = Self { faults: Vec::new(), nodes: 3, ..Self::of(seed) }.with_one_lockd();
         plan.pool.shared = false;
         plan.priorities = vec![100; 3];
         plan.weather = Weather { delay: 100, jitter: 50, loss: 0.0 };
@@ -331,10 +396,28 @@ impl Plan {
         plan
     }
 
+    /// The same with one lockd, and without clients of its keys and locks: for worlds that are about something else.
+    #[must_use]
+    pub fn with_one_lockd(mut self) -> Self {
+        self.lockds = vec![HostId(self.nodes)];
+        self.hosts = self.nodes + 1;
+        self.contenders = (0, 0);
+        self.faults.retain(|fault| Fault::OF_NODES.contains(fault));
+        self
+    }
+
+    /// Two of five worlds have one lockd, two three, one five; groups are on hosts of their own or with the nodes.
+    fn draw_lockds(rng: &mut Rng, nodes: usize) -> Vec<HostId> {
+        let count = [1, 1, 3, 3, 5][rng.index(5)];
+        let first = if count > 1 && rng.chance(0.5) { 0 } else { nodes };
+        (first..first + count).map(HostId).collect()
+    }
+
     /// Each world is about a few kinds of faults, so that some worlds see much of what others see little.
     fn draw_faults(rng: &mut Rng) -> Vec<Fault> {
         let count = 2 + rng.index(6);
-        let mut faults: Vec<Fault> = (0..count).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
+        let mut faults: Vec<Fault> =
+            (0..count).map(|_| Fault::OF_NODES[rng.index(Fault::OF_NODES.len())]).collect();
         if rng.chance(0.5) {
             faults.push(Fault::KillServer);
         }

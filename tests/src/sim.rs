@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use csnap_agent::core::SavedState;
+use csnap_lockd::replica::{Change, PeerMessage, ReplicaId};
 use csnap_proto::frame::{Message, encode};
 use csnap_proto::{
     Frame, FrameDecoder, InstanceId, Location, Name, RequestId, Secret, SessionId, StoreExtent, Term, Time,
@@ -12,7 +13,8 @@ use csnap_proto::{
 use csnap_storage::sim::{OperationId, OperationKind, Rng, SimDisk, SimNode, SimStorage};
 
 use crate::clock::Clock;
-use crate::model::Model;
+use crate::history::Recorder;
+use crate::model::{Group, Model, Mutex};
 use crate::net::{Net, NetConn, Payload, Side};
 use crate::plan::Plan;
 use crate::queue::Queue;
@@ -50,6 +52,8 @@ pub enum Event {
     Ended(ProcId),
     /// The world asks something of it.
     Ask(Ask),
+    /// Another lockd said something.
+    Said(Bytes),
 }
 
 /// What the world asks of processes, in the place of people.
@@ -63,6 +67,10 @@ pub enum Ask {
     Operate(Box<csnap_proto::message::operate::OperatorRequest>),
     /// An operator asks the agent of its host.
     AskAgent(Box<csnap_proto::message::local::ToAgent>),
+    /// A lockd makes another one the leader.
+    Transfer(ReplicaId),
+    /// A lockd changes its group.
+    Change(Change),
 }
 
 /// What is going to happen.
@@ -110,6 +118,12 @@ pub enum Spawn {
     Lockd,
     /// A command of an operator.
     Operator,
+    /// A client of locks and keys.
+    Contender,
+    /// A client of a fenced register.
+    Holder,
+    /// The fenced register.
+    Register,
 }
 
 impl Spawn {
@@ -122,6 +136,9 @@ impl Spawn {
             Self::Exporter => "exporter",
             Self::Lockd => "lockd",
             Self::Operator => "operator",
+            Self::Contender => "contender",
+            Self::Holder => "holder",
+            Self::Register => "register",
         }
     }
 }
@@ -131,7 +148,7 @@ const INSTANT_BITS: u32 = 12;
 
 /// The pool's disk; every process sees it.
 pub const POOL: usize = 0;
-/// Where lockd keeps its log.
+/// Where the first lockd keeps its log; the others follow.
 pub const LOCAL: usize = 1;
 
 /// What survives the processes of a host.
@@ -153,8 +170,14 @@ pub struct Sim {
     pub queue: Queue<Happening>,
     /// The network.
     pub net: Net,
-    /// The pool's disk and lockd's.
-    pub disks: [SimDisk; 2],
+    /// The pool's disk, and one for each lockd.
+    pub disks: Vec<SimDisk>,
+    /// What the world knows of the lockds.
+    pub group: Group,
+    /// What clients of locks and keys saw.
+    pub history: Recorder,
+    /// What the fenced register was asked and holds.
+    pub mutex: Mutex,
     /// A clock a host.
     pub clocks: Vec<Clock>,
     /// A host each.
@@ -213,7 +236,10 @@ impl Sim {
         };
         Self {
             net: Net::new(plan.weather.clone(), rng.fork()),
-            disks: [disk(&mut rng), disk(&mut rng)],
+            disks: (0..=plan.lockds.len()).map(|_| disk(&mut rng)).collect(),
+            group: Group::default(),
+            history: Recorder::default(),
+            mutex: Mutex::default(),
             clocks,
             hosts,
             slowness: vec![1; plan.hosts],
@@ -325,10 +351,20 @@ impl Sim {
         self.disks[POOL].storage(SimNode(u64::from(proc.0)))
     }
 
-    /// Lockd's storage.
+    /// A lockd's storage.
     #[must_use]
-    pub fn local(&self, proc: ProcId) -> SimStorage {
-        self.disks[LOCAL].storage(SimNode(u64::from(proc.0)))
+    pub fn local(&self, proc: ProcId, seat: usize) -> SimStorage {
+        self.disks[LOCAL + seat].storage(SimNode(u64::from(proc.0)))
+    }
+
+    /// A lockd says something to another; it may be lost.
+    pub fn say(&mut self, from: HostId, message: &PeerMessage) {
+        let Some(seat) = self.group.seat_of.get(&message.to).copied() else { return };
+        let to = self.plan.lockds[seat];
+        let Some(proc) = self.find(to, "lockd") else { return };
+        for way in self.net.datagram(from, to) {
+            self.tell(way, proc, Event::Said(message.encode()));
+        }
     }
 
     /// `proc` of `host` connects to `address`.
@@ -421,8 +457,11 @@ pub fn agent_address(host: HostId) -> String {
     format!("agent{}", host.0)
 }
 
-/// The address of lockd.
-pub const LOCKD_ADDRESS: &str = "lockd";
+/// The address of a lockd.
+#[must_use]
+pub fn lockd_address(seat: usize) -> String {
+    format!("lockd{seat}")
+}
 
 /// An unasked or local frame.
 pub fn plain<M>(message: M) -> Frame<M> {

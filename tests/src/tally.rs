@@ -43,6 +43,12 @@ pub const STATES: &[&str] = &[
     "a connection broke on one side only",
     "a clock stood still",
     "freed space was reused",
+    "another lockd led",
+    "a lockd ended because its disk failed it",
+    "a lockd came back with an empty disk",
+    "a lockd with an empty disk was added again and caught up",
+    "no lockd led",
+    "a client gave up an operation that may have happened",
 ];
 
 /// See the module.

@@ -30,6 +30,7 @@ fn client(canary: ClientCanary) -> Canaries {
 
 /// Small, busy worlds with these faults, about so many microseconds apart.
 fn busy(plan: Plan, faults: &[Fault], every: u64) -> Plan {
+    let plan = plan.with_one_lockd();
     let mut plan = Plan { faults: faults.to_vec(), fault_every: every, storm: 20_000_000, ..plan };
     plan.work.volumes.truncate(2);
     plan.work.volumes.iter_mut().for_each(|(chunk, blocks)| (*chunk, *blocks) = (4096, 64));

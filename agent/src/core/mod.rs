@@ -143,6 +143,12 @@ impl AgentCore {
         times.into_iter().flatten().min()
     }
 
+    /// Where a connection to lockd is tried first: a lockd said that the leader is there.
+    #[must_use]
+    pub fn lockd_hint(&self) -> Option<::core::net::SocketAddr> {
+        self.client.hint()
+    }
+
     #[cfg(test)]
     fn known_term(&self) -> Option<Term> {
         self.known.as_ref().map(|known| known.term)

@@ -3,6 +3,7 @@
 
 mod anointing;
 mod chaos;
+mod etcd;
 mod local;
 mod played;
 mod world;

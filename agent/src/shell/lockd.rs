@@ -1,21 +1,18 @@
 //! The connection to lockd: made, fed and dropped as the client core says.
 
-use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use csnap_lockd::client::ClientInput;
+use csnap_lockd::client::{ClientInput, Lockds};
 use csnap_proto::Frame;
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::debug;
+use tracing::warn;
 
-use super::server::connect;
 use super::{Event, Events};
 use crate::core::Input;
 
@@ -25,9 +22,6 @@ const OUTGOING_MAX: usize = 2048;
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// An address that does not answer by then is passed over for the next.
-const CONNECT_WITHIN: Duration = Duration::from_millis(250);
-
 struct Current {
     attempt: u64,
     outgoing: mpsc::Sender<Bytes>,
@@ -36,23 +30,37 @@ struct Current {
 
 /// At most one connection at a time.
 pub(super) struct Link {
-    addresses: Vec<SocketAddr>,
+    lockds: Lockds,
     events: Events,
     current: Option<Current>,
+    /// Why the last attempt failed; the same is not said again.
+    last_error: Arc<Mutex<String>>,
 }
 
 impl Link {
-    pub(super) fn new(addresses: Vec<SocketAddr>, events: Events) -> Self {
-        Self { addresses, events, current: None }
+    pub(super) fn new(lockds: Lockds, events: Events) -> Self {
+        Self { lockds, events, current: None, last_error: Arc::default() }
     }
 
-    pub(super) fn connect(&mut self, attempt: u64) {
+    /// Lockds are found there from now on: of another group, and another cluster.
+    pub(super) fn move_to(&mut self, addresses: Vec<SocketAddr>) {
+        self.lockds = self.lockds.moved_to(addresses);
+    }
+
+    /// To any lockd, rather to the one at `hint`.
+    pub(super) fn connect(&mut self, attempt: u64, hint: Option<SocketAddr>) {
         self.drop_current();
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
-        let (addresses, events) = (self.addresses.clone(), self.events.clone());
+        let (lockds, events, last_error) =
+            (self.lockds.clone(), self.events.clone(), self.last_error.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = converse(&addresses, attempt, queue, &events).await {
-                debug!("lockd: {error}");
+            if let Err(error) = converse(&lockds, attempt, hint, queue, &events).await {
+                let error = error.to_string();
+                let mut last = last_error.lock().unwrap_or_else(PoisonError::into_inner);
+                if *last != error {
+                    warn!("{error}");
+                    *last = error;
+                }
             }
             let _ = events.send(Event::Input(Input::Lockd(ClientInput::Disconnected { attempt }))).await;
         });
@@ -82,28 +90,14 @@ impl Link {
     }
 }
 
-/// Any lockd, another first with each attempt.
-async fn connect_any(addresses: &[SocketAddr], attempt: u64) -> io::Result<TcpStream> {
-    let count = addresses.len() as u64;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is configured");
-    for i in 0..count {
-        let at = usize::try_from(attempt.wrapping_add(i) % count).expect("below the number of addresses");
-        match tokio::time::timeout(CONNECT_WITHIN, connect(addresses[at])).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::ErrorKind::TimedOut.into(),
-        }
-    }
-    Err(last)
-}
-
 async fn converse(
-    addresses: &[SocketAddr],
+    lockds: &Lockds,
     attempt: u64,
+    hint: Option<SocketAddr>,
     mut queue: mpsc::Receiver<Bytes>,
     events: &Events,
 ) -> anyhow::Result<()> {
-    let stream = connect_any(addresses, attempt).await?;
+    let stream = lockds.connect_any(attempt, hint).await.map_err(anyhow::Error::msg)?;
     let _ = events.send(Event::Input(Input::Lockd(ClientInput::Connected { attempt }))).await;
     let (mut reader, mut writer) = stream.into_split();
     let read = async {
@@ -115,13 +109,14 @@ async fn converse(
             }
             decoder.buffer().reserve(READ_BYTES);
             if reader.read_buf(decoder.buffer()).await? == 0 {
-                anyhow::bail!("closed");
+                anyhow::bail!("lockd closed the connection");
             }
         }
     };
     let write = async {
         while let Some(bytes) = queue.recv().await {
             writer.write_all(&bytes).await?;
+            writer.flush().await?;
         }
         anyhow::Ok(())
     };

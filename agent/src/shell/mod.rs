@@ -5,9 +5,12 @@
 //! are numeric, and were read at start.
 
 mod declare;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod lockd;
 mod process;
 mod server;
+mod service;
 mod socket;
 mod state;
 
@@ -43,6 +46,12 @@ pub struct Programs {
 /// What a task reports.
 enum Event {
     Input(Input),
+    /// From the connection of an attempt, if it has to do with one.
+    #[cfg(feature = "etcd")]
+    Etcd {
+        attempt: Option<u64>,
+        input: crate::etcd::Input,
+    },
     Accepted(UnixStream),
     Connected {
         ticket: Ticket,
@@ -89,7 +98,8 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let mut asked_to_stop = false;
     while !agent.stopped {
-        let deadline = agent.core.next_deadline().unwrap_or(Time(u64::MAX));
+        let deadlines = [agent.core.next_deadline(), agent.lockd.next_deadline()];
+        let deadline = deadlines.into_iter().flatten().min().unwrap_or(Time(u64::MAX));
         let wait = deadline.since(now()).min(Duration::from_secs(3600));
         tokio::select! {
             biased;
@@ -99,7 +109,10 @@ pub async fn run(
                 info!("stopping");
                 agent.turn(Input::Stop)?;
             }
-            () = tokio::time::sleep(wait) => agent.turn(Input::Tick)?,
+            () = tokio::time::sleep(wait) => {
+                agent.lockd.tick();
+                agent.turn(Input::Tick)?;
+            }
         }
     }
     agent.saver.flush().await;
@@ -111,7 +124,7 @@ struct Agent {
     core: AgentCore,
     events: Events,
     programs: Programs,
-    lockd: lockd::Link,
+    lockd: service::Service,
     children: process::Children,
     conns: BTreeMap<ConnId, socket::Connection>,
     connections_max: usize,
@@ -125,6 +138,7 @@ struct Agent {
 
 impl Agent {
     fn start(config: &NodeConfig, programs: Programs, events: Events) -> anyhow::Result<Self> {
+        let service = service::Service::new(config, events.clone())?;
         let (saver, saved, same_boot) = state::Saver::open(&config.state)?;
         socket::listen(&config.agent_sock, events.clone())
             .with_context(|| format!("cannot listen on {}", config.agent_sock.display()))?;
@@ -142,8 +156,11 @@ impl Agent {
             },
             pool: pool.clone(),
         };
-        let client =
-            ClientConfig { node: config.node.clone(), lease_ms: config.lease_ms, renew_ms: config.renew_ms };
+        let lease_ms = match &config.etcd {
+            Some(_) => crate::etcd::lease_ms(config.lease_ms),
+            None => config.lease_ms,
+        };
+        let client = ClientConfig { node: config.node.clone(), lease_ms, renew_ms: config.renew_ms };
         let is_alive = |process| same_boot && process::is_alive(process);
         let core = AgentCore::new(now(), core, client, draw_identity()?, saved, is_alive);
         let instance = InstanceId(draw()?);
@@ -151,7 +168,7 @@ impl Agent {
         Ok(Self {
             core,
             programs,
-            lockd: lockd::Link::new(config.lockd.clone(), events.clone()),
+            lockd: service,
             children: process::Children::new(events.clone()),
             conns: BTreeMap::new(),
             connections_max: socket::connections_max(),
@@ -172,6 +189,11 @@ impl Agent {
                 self.turn(Input::Gone { conn })
             }
             Event::Input(input) => self.turn(input),
+            #[cfg(feature = "etcd")]
+            Event::Etcd { attempt, input } => {
+                self.lockd.on_etcd(attempt, input);
+                self.settle(VecDeque::new())
+            }
             Event::Accepted(stream) => self.on_accepted(stream),
             Event::Connected { ticket, stream } => {
                 self.sockets.insert(ticket, stream);
@@ -200,12 +222,18 @@ impl Agent {
 
     /// One step, and those that its outputs bring about at once.
     fn turn(&mut self, input: Input) -> anyhow::Result<()> {
-        let mut inputs = VecDeque::from([input]);
+        self.settle(VecDeque::from([input]))
+    }
+
+    /// In the order in which they came about: what the lock service said first is heard first.
+    fn settle(&mut self, mut inputs: VecDeque<Input>) -> anyhow::Result<()> {
         let mut outputs = Vec::new();
+        inputs.extend(self.lockd.take_inputs());
         while let Some(input) = inputs.pop_front() {
             self.core.step(now(), input, &mut outputs);
             for output in outputs.drain(..) {
                 inputs.extend(self.carry_out(output)?);
+                inputs.extend(self.lockd.take_inputs());
             }
         }
         Ok(())
@@ -249,13 +277,14 @@ impl Agent {
 
     fn pass_to_lockd(&mut self, output: ClientOutput) -> Option<Input> {
         match output {
-            ClientOutput::Connect { attempt } => self.lockd.connect(attempt),
+            ClientOutput::Connect { attempt } => self.lockd.connect(attempt, self.core.lockd_hint()),
             ClientOutput::Disconnect { attempt } => self.lockd.disconnect(attempt),
             ClientOutput::Send { attempt, frame } => {
-                if !self.lockd.send(attempt, &frame) {
+                if !self.lockd.send(attempt, frame) {
                     return Some(Input::Lockd(ClientInput::Disconnected { attempt }));
                 }
             }
+            ClientOutput::Moved { to } => self.lockd.move_to(to),
             ClientOutput::Event(event) => unreachable!("the core keeps events to itself: {event:?}"),
         }
         None

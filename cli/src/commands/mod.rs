@@ -1,8 +1,11 @@
 //! The operator's commands: each asks an agent or the server, and shows the answer.
 
 mod attach;
+pub(crate) mod cert;
 mod check;
 mod import;
+pub(crate) mod lockd;
+pub(crate) mod lockspace;
 mod node;
 mod pool;
 mod server;
@@ -16,7 +19,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::args::{Command, ServerUse};
+use crate::args::{Command, LockdUse, ServerUse};
 
 /// Runs a command other than `up` and the daemons.
 pub(crate) fn run(dir: &Path, json: bool, command: Command) -> anyhow::Result<()> {
@@ -40,10 +43,16 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Snapshot(snapshot) => snapshot::run(dir, json, snapshot).await,
         Command::Attach { target, device: None } => attach::run(dir, json, target).await,
         Command::Node(node) => node::run(dir, json, node).await,
+        Command::Cert(cert) => cert::run(dir, json, cert),
+        Command::Lockspace(lockspace) => lockspace::run(dir, json, lockspace).await,
         Command::Pool(pool) => pool::run(json, pool).await,
         Command::Server(server) => match server.usage() {
             Ok(ServerUse::Action(action)) => server::run(dir, json, action).await,
             Ok(ServerUse::Daemon(_)) | Err(_) => bail!("csnap server needs a command"),
+        },
+        Command::Lockd(lockd) => match lockd.usage() {
+            Ok(LockdUse::Action(action)) => lockd::run(dir, json, action).await,
+            Ok(LockdUse::Daemon(_)) | Err(_) => bail!("csnap lockd needs a command"),
         },
         Command::Status { watch } => status::run(dir, json, watch).await,
         Command::Check { pool, repair } => check::run(&pool, json, repair).await,
@@ -51,7 +60,8 @@ async fn dispatch(dir: &Path, json: bool, command: Command) -> anyhow::Result<()
         Command::Diff { .. } => not_yet("diff"),
         Command::Attach { device: Some(_), .. } => not_yet("attach with a device"),
         Command::Detach { .. } => not_yet("detach"),
-        Command::Up(_) | Command::Lockd(_) | Command::Agent(_) | Command::Export(_) => {
+        Command::Lock(_) | Command::Kv(_) => bail!("it has a way of its own"),
+        Command::Up(_) | Command::Agent(_) | Command::Export(_) => {
             bail!("a daemon is not a command")
         }
     }

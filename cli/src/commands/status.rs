@@ -12,9 +12,9 @@ use csnap_proto::message::local::{
 use csnap_proto::message::operate::{OperatorReply, OperatorRequest, ServerStatus, VolumeInfo};
 use serde_json::{Value, json};
 
-use super::volume;
+use super::{lockd, volume};
 use crate::operator::Session;
-use crate::{agents, output, size};
+use crate::{agents, group, lockds, output, size};
 
 /// A server that serves answers within this; status does not wait for one that is being replaced.
 const SERVER_WITHIN: Duration = Duration::from_secs(2);
@@ -24,7 +24,10 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// What everybody said.
 pub(crate) struct Gathered {
+    /// What an agent knows of lockd.
     lockd: Option<LockdInfo>,
+    /// What the lockds that are found say themselves.
+    lockds: Option<group::Gathered>,
     /// Every node that is up or has a directory; none: down.
     nodes: BTreeMap<Name, Option<NodeInfo>>,
     server: Option<ServerAddress>,
@@ -36,8 +39,12 @@ pub(crate) struct Gathered {
 
 pub(crate) async fn run(dir: &Path, json: bool, watch: bool) -> anyhow::Result<()> {
     loop {
-        let mut gathered = gather(dir).await?;
-        gathered.ask_server(dir).await;
+        let (mut gathered, lockds) = tokio::join!(gather(dir), ask_lockds(dir));
+        if let Ok(gathered) = &mut gathered {
+            gathered.lockds = lockds;
+            gathered.ask_server(dir).await;
+        }
+        let gathered = gathered?;
         if json {
             output::json(&gathered.json())?;
         } else {
@@ -50,6 +57,13 @@ pub(crate) async fn run(dir: &Path, json: bool, watch: bool) -> anyhow::Result<(
         }
         tokio::time::sleep(WATCH_EVERY).await;
     }
+}
+
+/// What the lockds say, where any is found and answers.
+async fn ask_lockds(dir: &Path) -> Option<group::Gathered> {
+    let addresses = lockds::addresses(dir, lockds::from_environment().as_deref()).ok()?;
+    let gathered = group::gather(&addresses).await;
+    Some(gathered).filter(|gathered| !gathered.is_empty())
 }
 
 /// Asks every agent under `dir`, all at once. An agent knows itself best; of the others it says what lockd told it.
@@ -76,6 +90,7 @@ pub(crate) async fn gather(dir: &Path) -> anyhow::Result<Gathered> {
     }
     Ok(Gathered {
         lockd: statuses.iter().find_map(|status| status.lockd.clone()),
+        lockds: None,
         nodes,
         server: newest_server(&statuses),
         vacancy: statuses
@@ -117,11 +132,6 @@ impl Gathered {
     }
 
     fn json(&self) -> Value {
-        let lockd = self.lockd.as_ref().map(|lockd| {
-            let members: Vec<_> =
-                lockd.members.iter().map(|(node, pid)| json!({ "node": node, "pid": pid })).collect();
-            json!({ "leader": lockd.leader, "members": members })
-        });
         let pool = self.pool.as_ref().map(|pool| {
             json!({
                 "id": pool.pool.to_string(),
@@ -134,13 +144,33 @@ impl Gathered {
         let volumes =
             self.volumes.as_ref().map(|volumes| volumes.iter().map(volume::as_json).collect::<Vec<_>>());
         json!({
-            "lockd": lockd,
+            "lockd": self.lockd_json(),
             "nodes": self.nodes_json(),
             "server": self.server_with_times(),
             "pool": pool,
             "volumes": volumes,
             "clients": self.clients.iter().map(client_json).collect::<Vec<_>>(),
         })
+    }
+
+    /// From the lockds themselves where they are found; else what the agents know, who see only the one that they talk to.
+    fn lockd_json(&self) -> Option<Value> {
+        if let Some(lockds) = &self.lockds {
+            return Some(lockd::as_json(lockds));
+        }
+        self.lockd.as_ref().map(|lockd| {
+            let members: Vec<_> =
+                lockd.members.iter().map(|(node, pid)| json!({ "node": node, "pid": pid })).collect();
+            json!({ "leader": lockd.leader, "members": members })
+        })
+    }
+
+    fn lockd_line(&self) -> String {
+        match (&self.lockds, &self.lockd) {
+            (Some(lockds), _) => format!("lockd   {}\n", lockd::summary(lockds)),
+            (None, Some(lockd)) => format!("lockd   {} leads\n", lockd.leader),
+            (None, None) => "lockd   does not answer\n".to_owned(),
+        }
     }
 
     pub(crate) fn nodes_json(&self) -> Value {
@@ -247,10 +277,7 @@ impl Gathered {
     }
 
     fn text(&self) -> String {
-        let lockd = match &self.lockd {
-            Some(lockd) => format!("lockd   {} leads {}\n", lockd.leader, lockd.members.len()),
-            None => "lockd   does not answer\n".to_owned(),
-        };
+        let lockd = self.lockd_line();
         let pool = match &self.pool {
             Some(pool) => {
                 let held: Vec<_> = pool.held_because.iter().map(|why| format!("        {why}\n")).collect();

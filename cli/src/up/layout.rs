@@ -4,7 +4,7 @@
 //! DIR/up.lock            held by the `up` that runs here
 //! DIR/up.toml            ports that were chosen, and whether the first volume was made
 //! DIR/pool/              the pool
-//! DIR/lockd<i>/          lockd.toml, log, its data
+//! DIR/lockd<i>/          lockd.toml, lockd.sock, log, its data
 //! DIR/n<i>/              agent.toml, agent.sock, nbd.sock, state/, log
 //! DIR/nbd.sock           link to n1's
 //! ```
@@ -23,12 +23,22 @@ use csnap_lockd::shell::LockdConfig;
 use csnap_proto::{Name, PoolId, Target};
 use csnap_server::term::{PoolError, PoolToml, create_pool, open_pool};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
+use csnap_transport::SOCKET_PATH_BYTES_MAX;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::args;
 use crate::commands::attach_uri;
 use crate::operator::draw;
+
+/// Lockds of a group: the fewest that bear the loss of one.
+const GROUP: u32 = 3;
+
+/// Ports below are other programs' by custom.
+const PORT_LEAST: u16 = 10_000;
+
+/// So many ports that are taken are drawn before the kernel is asked for any.
+const PORT_ATTEMPTS: u32 = 100;
 
 /// An exporter of an `up` that was killed may hold its port this long.
 const PORT_WITHIN: Duration = Duration::from_secs(5);
@@ -42,6 +52,10 @@ pub(super) struct LockdDir {
     /// Node that it counts as running on.
     node: Name,
     pub(super) dir: PathBuf,
+    /// Where clients and agents find it.
+    pub(super) listens: SocketAddr,
+    /// Where the others of a group find it.
+    peer: SocketAddr,
 }
 
 /// One node.
@@ -51,11 +65,14 @@ pub(super) struct NodeDir {
 }
 
 /// What one `up` leaves for the next.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Remembered {
-    /// Ports of the lockds, in order.
+    /// Ports of the lockds, in order: as many as there ever were.
     lockd_ports: Vec<u16>,
+    /// Their ports for each other; none while there was one lockd alone.
+    #[serde(default)]
+    peer_ports: Vec<u16>,
     /// The first volume was made; if an operator deletes it, it stays deleted.
     first_volume_made: bool,
 }
@@ -78,10 +95,7 @@ impl Layout {
         make_pool(&dir.join("pool")).await?;
         let mut remembered = read_remembered(&dir.join("up.toml"))?;
         let nbd = free_address(up.nbd).await?;
-        // One lockd until it is replicated.
-        let lockds =
-            vec![LockdDir { name: "lockd1".to_owned(), node: node_name(1), dir: dir.join("lockd1") }];
-        remembered.lockd_ports = free_ports(&remembered.lockd_ports, lockds.len())?;
+        let lockds = choose_lockds(&dir, up.nodes, &mut remembered)?;
         let mut layout = Self { dir, lockds, nodes: Vec::new(), remembered, _lock: lock };
         layout.write_lockds()?;
         for i in 1..=up.nodes {
@@ -94,13 +108,22 @@ impl Layout {
     }
 
     fn lockd_addresses(&self) -> Vec<SocketAddr> {
-        self.remembered.lockd_ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect()
+        self.lockds.iter().map(|lockd| lockd.listens).collect()
     }
 
     fn write_lockds(&self) -> anyhow::Result<()> {
-        for (lockd, address) in self.lockds.iter().zip(self.lockd_addresses()) {
+        let peers: Vec<_> = self.lockds.iter().map(|lockd| lockd.peer).collect();
+        for lockd in &self.lockds {
             make_dir(&lockd.dir)?;
-            let config = LockdConfig::alone(lockd.node.clone(), lockd.dir.join("data"), vec![address]);
+            let mut alone =
+                LockdConfig::alone(lockd.node.clone(), lockd.dir.join("data"), vec![lockd.listens]);
+            let socket = lockd.dir.join("lockd.sock");
+            // In a directory whose name is too long for a socket there is none.
+            alone.listen_unix = Some(socket).filter(|path| path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX);
+            let config = match self.lockds.len() {
+                1 => alone,
+                _ => LockdConfig { peer_listen: Some(lockd.peer), peers: peers.clone(), ..alone },
+            };
             let text = toml::to_string(&config).context("a configuration has a text")?;
             write(&lockd.dir.join("lockd.toml"), &text)?;
         }
@@ -117,8 +140,15 @@ impl Layout {
         let config = match std::fs::read_to_string(&path) {
             Ok(text) => {
                 let found = NodeConfig::parse(&text, &path)?;
+                if found.etcd.is_some() {
+                    bail!(
+                        "{}: csnap up runs a lockd of its own; remove [etcd], or start this node with csnap agent --config",
+                        path.display()
+                    );
+                }
                 let NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, .. } = fresh;
-                NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, nbd_tcp, ..found }
+                // Everything here is this machine's.
+                NodeConfig { node, pool, lockd, agent_sock, state, nbd_unix, nbd_tcp, tls: None, ..found }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => NodeConfig { nbd_tcp, ..fresh },
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
@@ -141,8 +171,7 @@ impl Layout {
 
     /// It is made.
     pub(super) fn remember_first_volume(&self) -> anyhow::Result<()> {
-        let remembered =
-            Remembered { lockd_ports: self.remembered.lockd_ports.clone(), first_volume_made: true };
+        let remembered = Remembered { first_volume_made: true, ..self.remembered.clone() };
         let text = toml::to_string(&remembered).context("plain fields have a text")?;
         write(&self.dir.join("up.toml"), &text)
     }
@@ -165,6 +194,27 @@ pub(super) fn first_volume() -> Name {
 
 fn node_name(number: u32) -> Name {
     Name::new(format!("n{number}")).expect("a letter and a number are a name")
+}
+
+/// Three lockds for three nodes or more, else one. Never fewer than there were: those that are left out would be missed by
+/// the others, who need a majority.
+fn choose_lockds(dir: &Path, nodes: u32, remembered: &mut Remembered) -> anyhow::Result<Vec<LockdDir>> {
+    let wanted = if nodes >= GROUP { GROUP as usize } else { 1 };
+    let count = wanted.max(remembered.lockd_ports.len());
+    let mut last = remembered.lockd_ports.clone();
+    last.resize(count, 0);
+    last.extend(&remembered.peer_ports);
+    let ports = free_ports(&last, 2 * count)?;
+    let (lockd_ports, peer_ports) = ports.split_at(count);
+    remembered.lockd_ports = lockd_ports.to_vec();
+    remembered.peer_ports = if count > 1 { peer_ports.to_vec() } else { Vec::new() };
+    let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let lockd = |(i, (port, peer)): (u32, (&u16, &u16))| {
+        let name = format!("lockd{i}");
+        let dir = dir.join(&name);
+        LockdDir { name, node: node_name(i), dir, listens: local(*port), peer: local(*peer) }
+    };
+    Ok((1..).zip(lockd_ports.iter().zip(peer_ports)).map(lockd).collect())
 }
 
 /// Takes the directory for this process, until it ends.
@@ -229,13 +279,32 @@ fn free_ports(last: &[u16], count: usize) -> anyhow::Result<Vec<u16>> {
     // All are held until all are chosen, so that none is chosen twice.
     let mut held = Vec::new();
     for i in 0..count {
-        let last = last.get(i).and_then(|port| TcpListener::bind(("127.0.0.1", *port)).ok());
+        let last = last
+            .get(i)
+            .filter(|port| **port != 0)
+            .and_then(|port| TcpListener::bind(("127.0.0.1", *port)).ok());
         held.push(match last {
             Some(listener) => listener,
-            None => TcpListener::bind(("127.0.0.1", 0)).context("no free port")?,
+            None => free_port()?,
         });
     }
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+/// A free port that the kernel gives nobody who takes any: what listens there ends and begins again, and servers, which take
+/// any, begin meanwhile.
+fn free_port() -> anyhow::Result<TcpListener> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_given = range.split_whitespace().next().and_then(|port| port.parse::<u16>().ok());
+    let below = first_given.unwrap_or(0).saturating_sub(PORT_LEAST);
+    for _ in 0..PORT_ATTEMPTS {
+        let [low, high, ..] = draw()?;
+        let drawn = u16::from_le_bytes([low, high]).checked_rem(below).map(|port| PORT_LEAST + port);
+        if let Some(listener) = drawn.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok()) {
+            return Ok(listener);
+        }
+    }
+    TcpListener::bind(("127.0.0.1", 0)).context("no free port")
 }
 
 /// The address with a port that is free, waiting for an exporter that is about to end.

@@ -7,6 +7,7 @@
 
 mod child;
 mod first;
+mod grow;
 mod layout;
 
 use std::path::Path;
@@ -38,7 +39,7 @@ async fn run_up(dir: &Path, up: args::Up) -> anyhow::Result<()> {
     let lockds: Vec<_> = layout.lockds.iter().map(|lockd| Supervised::start(Program::lockd(lockd))).collect();
     let agents: Vec<_> = layout.nodes.iter().map(|node| Supervised::start(Program::agent(node))).collect();
     let result = tokio::select! {
-        result = serve(&layout) => result,
+        (result, ()) = async { tokio::join!(serve(&layout), grow::grow(&layout)) } => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     };

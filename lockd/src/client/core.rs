@@ -1,5 +1,7 @@
 //! The state of one session as its owner sees it. See the module above for the calling convention.
 
+// An address is a value; nothing is opened here.
+use ::core::net::SocketAddr;
 use std::time::Duration;
 
 use csnap_proto::limits::{LEASE_MS_MAX, LEASE_MS_MIN, MEMBER_INFO_BYTES_MAX};
@@ -16,6 +18,10 @@ const RECONNECT_MS_MIN: u64 = 10;
 
 /// Longest wait between two attempts, milliseconds: an operator who restarts lockd should not wait for it.
 const RECONNECT_MS_MAX: u64 = 200;
+
+/// Hints followed in a row. Each is good once, so lockds that name each other, or somebody who is gone, are left for the
+/// addresses that the owner knows, and those are tried in turn.
+const HINTS_MAX: u32 = 3;
 
 /// How a client keeps its session.
 #[derive(Clone, Debug)]
@@ -85,6 +91,11 @@ pub enum ClientOutput {
         /// What.
         frame: Frame<ToLockd>,
     },
+    /// Lockds are found there from now on: the session's lockspace moved to another group.
+    Moved {
+        /// At any of these.
+        to: Vec<SocketAddr>,
+    },
     /// For the owner.
     Event(ClientEvent),
 }
@@ -152,6 +163,8 @@ struct Renewal {
 pub struct LockClient {
     config: ClientConfig,
     identity: Identity,
+    /// Absent for the one that every group has.
+    space: Option<Name>,
     info: Vec<u8>,
     /// Lockd has confirmed the session at least once.
     known: bool,
@@ -169,6 +182,12 @@ pub struct LockClient {
     /// When the last confirmed renewal was sent.
     confirmed_at: Option<Time>,
     warned: bool,
+    /// Nothing is held past the lease by this client's own clock, whatever lockd thinks.
+    bound_by_lease: bool,
+    /// Where the next attempt goes first.
+    hint: Option<SocketAddr>,
+    /// Followed since lockd last confirmed a renewal.
+    hints: u32,
 }
 
 impl LockClient {
@@ -180,6 +199,7 @@ impl LockClient {
         let mut client = Self {
             config: ClientConfig { lease_ms, renew_ms, ..config },
             identity,
+            space: None,
             info: Vec::new(),
             known: false,
             closing: false,
@@ -194,6 +214,9 @@ impl LockClient {
             next_renewal: Time(0),
             confirmed_at: None,
             warned: false,
+            bound_by_lease: false,
+            hint: None,
+            hints: 0,
         };
         client.set_info(info);
         client
@@ -204,6 +227,20 @@ impl LockClient {
     #[must_use]
     pub fn resume(config: ClientConfig, identity: Identity, last_event: EventNumber) -> Self {
         Self { known: true, last_event, ..Self::new(config, identity, Vec::new()) }
+    }
+
+    /// The session is given up ([`ClientEvent::SessionLost`]) when no renewal was confirmed for a lease, counted from when
+    /// the last one was sent: lockd counts from when it came, and some more, so nobody else was granted anything by then.
+    /// For owners that must stop in time; one that is fenced otherwise goes on trying instead.
+    #[must_use]
+    pub fn bound_by_lease(self) -> Self {
+        Self { bound_by_lease: true, ..self }
+    }
+
+    /// The same in another lockspace than the one that every group has. Before the first step.
+    #[must_use]
+    pub fn in_lockspace(self, space: Name) -> Self {
+        Self { space: Some(space), ..self }
     }
 
     /// Takes in what happened. Outputs are to be carried out in order.
@@ -268,7 +305,7 @@ impl LockClient {
         (self.known, self.closing, self.warned) = (false, false, false);
         self.last_event = EventNumber(0);
         self.pending.restart();
-        (self.renewal, self.confirmed_at) = (None, None);
+        (self.renewal, self.confirmed_at, self.hint) = (None, None, None);
         self.drop_link(out);
         self.link = Link::Down { retry_at: now.after(wait) };
         self.on_time(now, out);
@@ -286,7 +323,14 @@ impl LockClient {
             },
             Link::Over => return None,
         };
-        link.into_iter().chain(self.jeopardy_at()).min()
+        [link, self.jeopardy_at(), self.lost_at()].into_iter().flatten().min()
+    }
+
+    /// Where the attempt that [`ClientOutput::Connect`] asks for should go before any other address: a lockd said that
+    /// the leader is there.
+    #[must_use]
+    pub fn hint(&self) -> Option<SocketAddr> {
+        self.hint
     }
 
     /// Last event that surfaced; what an owner saves to resume after a restart.
@@ -299,6 +343,12 @@ impl LockClient {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// When the last renewal that lockd confirmed was sent: the lease cannot have begun earlier.
+    #[must_use]
+    pub fn confirmed_at(&self) -> Option<Time> {
+        self.confirmed_at
     }
 
     /// Whether lockd can be asked right now.
@@ -328,7 +378,16 @@ impl LockClient {
         Some(confirmed_at.after(Duration::from_millis(self.config.lease_ms * 2 / 3)))
     }
 
+    fn lost_at(&self) -> Option<Time> {
+        let confirmed_at = self.confirmed_at.filter(|_| self.bound_by_lease)?;
+        Some(confirmed_at.after(Duration::from_millis(self.config.lease_ms)))
+    }
+
     fn on_time(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
+        if self.link != Link::Over && self.lost_at().is_some_and(|at| now >= at) {
+            let reason = "lockd confirmed no renewal for as long as the lease".into();
+            return self.end(ClientEvent::SessionLost { reason }, out);
+        }
         match self.link {
             Link::Down { retry_at } if now >= retry_at => {
                 self.attempt += 1;
@@ -365,6 +424,9 @@ impl LockClient {
         }
         self.link = Link::Opening { give_up_at: now.after(self.patience()) };
         let Identity { session, secret } = self.identity;
+        if let Some(space) = self.space.clone() {
+            self.send(ToLockd::Enter { space }, out);
+        }
         if self.known {
             self.send(ToLockd::Resume { session, secret, last_event: self.last_event }, out);
             // Sent along, so that a lease about to run out is renewed without another round trip.
@@ -383,9 +445,23 @@ impl LockClient {
         }
         let was_open = self.link == Link::Open;
         self.renewal = None;
+        // A hint that led nowhere is not followed again.
+        self.hint = None;
         self.link = Link::Down { retry_at: now.after(self.next_backoff()) };
         if was_open {
             out.push(ClientOutput::Event(ClientEvent::Disconnected));
+        }
+    }
+
+    /// The lockd does not lead. Who does, if it says so, is asked at once.
+    fn on_not_leader(&mut self, now: Time, leader: &[SocketAddr], out: &mut Vec<ClientOutput>) {
+        out.push(ClientOutput::Disconnect { attempt: self.attempt });
+        let backoff_ms = self.backoff_ms;
+        self.on_disconnected(now, out);
+        if let Some(leader) = leader.first().filter(|_| self.hints < HINTS_MAX) {
+            self.hints += 1;
+            (self.hint, self.backoff_ms) = (Some(*leader), backoff_ms);
+            self.link = Link::Down { retry_at: now };
         }
     }
 
@@ -403,8 +479,9 @@ impl LockClient {
                 let resumed = std::mem::replace(&mut self.known, true);
                 self.pending.resume_after(last_sequence);
                 out.push(ClientOutput::Event(ClientEvent::Opened { locks, queued, resumed }));
-                if self.renewal.is_none() {
-                    self.next_renewal = now;
+                // Before any operation: whoever is granted something knows how long it is its own.
+                if self.renewal.is_none() && self.renewing {
+                    self.renew(now, out);
                 }
                 if self.closing {
                     self.send(ToLockd::Close, out);
@@ -413,6 +490,16 @@ impl LockClient {
             }
             (Link::Opening { .. } | Link::Open, FromLockd::Refused { reason }) => {
                 self.end(ClientEvent::SessionLost { reason }, out);
+            }
+            (Link::Opening { .. } | Link::Open, FromLockd::NotLeader { leader }) => {
+                self.on_not_leader(now, &leader, out);
+            }
+            (Link::Opening { .. } | Link::Open, FromLockd::Moved { to }) => {
+                out.push(ClientOutput::Moved { to });
+                out.push(ClientOutput::Disconnect { attempt: self.attempt });
+                // The search is over, unless two groups send it to each other.
+                self.backoff_ms = self.backoff_ms.min(RECONNECT_MS_MIN);
+                self.on_disconnected(now, out);
             }
             (Link::Opening { .. } | Link::Open, FromLockd::Renewed) => self.on_renewed(now, frame.id),
             (Link::Open, FromLockd::Answer { sequence, reply }) => {
@@ -434,7 +521,7 @@ impl LockClient {
     fn on_renewed(&mut self, now: Time, id: RequestId) {
         let Some(renewal) = self.renewal.take_if(|renewal| renewal.id == id) else { return };
         self.confirmed_at = Some(renewal.sent_at);
-        self.backoff_ms = 0;
+        (self.backoff_ms, self.hints) = (0, 0);
         self.warned = false;
         self.next_renewal = renewal.sent_at.after(Duration::from_millis(self.config.renew_ms)).max(now);
     }

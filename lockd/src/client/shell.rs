@@ -1,6 +1,6 @@
 //! A small shell around [`LockClient`] for owners without an event loop of their own: tests, tools.
 //!
-//! A task keeps the connection: it tries the addresses in turn, steps the client, carries out its outputs. It ends when
+//! A task keeps the connection: it tries the lockds in turn, steps the client, carries out its outputs. It ends when
 //! the session does, or its owner drops [`LockSession`].
 
 use std::collections::BTreeMap;
@@ -12,15 +12,13 @@ use bytes::BytesMut;
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::lock::{FromLockd, LockOp, LockReply};
 use csnap_proto::{Frame, Time};
+use csnap_transport::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::debug;
 
-use super::{ClientEvent, ClientInput, ClientOutput, LockClient, Ticket};
-use crate::shell::socket::{connect, now};
-
-/// An address that does not answer by then is passed over for the next.
-const CONNECT_WITHIN: Duration = Duration::from_millis(250);
+use super::{ClientEvent, ClientInput, ClientOutput, LockClient, Lockds, Ticket};
+pub use crate::shell::socket::now;
 
 /// Events that the owner has not taken; beyond, the task waits for it, and the lease may run out.
 const EVENTS_MAX: usize = 4096;
@@ -43,20 +41,24 @@ pub struct SessionOver;
 #[derive(Clone)]
 pub struct LockSession {
     requests: mpsc::Sender<Request>,
+    confirmed: watch::Receiver<Option<Time>>,
 }
 
 impl LockSession {
-    /// Keeps `client`'s session with any of the lockds at `addresses`. Answers to [`Self::operate`] go to their askers,
+    /// Keeps `client`'s session with any of `lockds` (addresses, or [`Lockds`] with certificates), or with whom those say
+    /// leads; bound by its lease. Answers to [`Self::operate`] go to their askers,
     /// everything else to the receiver.
     #[must_use]
-    pub fn spawn(client: LockClient, addresses: Vec<SocketAddr>) -> (Self, mpsc::Receiver<ClientEvent>) {
+    pub fn spawn(client: LockClient, lockds: impl Into<Lockds>) -> (Self, mpsc::Receiver<ClientEvent>) {
         let (requests, asked) = mpsc::channel(super::PENDING_MAX / 2);
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let (link_events, link) = mpsc::channel(EVENTS_MAX);
-        let waiting = BTreeMap::new();
-        let keeper = Keeper { client, addresses, events, link_events, current: None, waiting };
+        let (confirmations, confirmed) = watch::channel(None);
+        let (client, waiting) = (client.bound_by_lease(), BTreeMap::new());
+        let lockds = lockds.into();
+        let keeper = Keeper { client, lockds, events, link_events, confirmations, current: None, waiting };
         tokio::spawn(keeper.keep(asked, link));
-        (Self { requests }, taken)
+        (Self { requests, confirmed }, taken)
     }
 
     /// Asks and waits for the answer, over as many connections as it takes.
@@ -74,6 +76,12 @@ impl LockSession {
         let _ = self.requests.send(Request::SetRenewing(renewing)).await;
     }
 
+    /// As [`LockClient::confirmed_at`], as it changes; what a holder counts its [`Tenure`](super::Tenure) from.
+    #[must_use]
+    pub fn confirmed(&self) -> watch::Receiver<Option<Time>> {
+        self.confirmed.clone()
+    }
+
     /// As [`ClientInput::Close`].
     pub async fn close(&self) {
         let _ = self.requests.send(Request::Close).await;
@@ -89,9 +97,10 @@ struct Current {
 
 struct Keeper {
     client: LockClient,
-    addresses: Vec<SocketAddr>,
+    lockds: Lockds,
     events: mpsc::Sender<ClientEvent>,
     link_events: mpsc::Sender<ClientInput>,
+    confirmations: watch::Sender<Option<Time>>,
     current: Option<Current>,
     waiting: BTreeMap<Ticket, oneshot::Sender<LockReply>>,
 }
@@ -101,6 +110,10 @@ impl Keeper {
         let mut out = Vec::new();
         self.client.step(now(), ClientInput::Tick, &mut out);
         while self.carry_out(&mut out).await.is_some() && !self.client.is_over() {
+            self.confirmations.send_if_modified(|known| {
+                let confirmed = self.client.confirmed_at();
+                std::mem::replace(known, confirmed) != confirmed
+            });
             let deadline = self.client.next_deadline().unwrap_or(Time(u64::MAX));
             let wait = deadline.since(now()).min(Duration::from_secs(3600));
             tokio::select! {
@@ -133,7 +146,8 @@ impl Keeper {
             match output {
                 ClientOutput::Connect { attempt } => {
                     let (outgoing, queue) = mpsc::unbounded_channel();
-                    let task = converse(self.addresses.clone(), attempt, queue, self.link_events.clone());
+                    let (lockds, hint) = (self.lockds.clone(), self.client.hint());
+                    let task = converse(lockds, attempt, hint, queue, self.link_events.clone());
                     let task = tokio::spawn(task);
                     if let Some(older) = self.current.replace(Current { attempt, outgoing, task }) {
                         older.task.abort();
@@ -152,6 +166,7 @@ impl Keeper {
                         let _ = current.outgoing.send(bytes);
                     }
                 }
+                ClientOutput::Moved { to } => self.lockds = self.lockds.moved_to(to),
                 ClientOutput::Event(ClientEvent::Answer { ticket, reply, .. }) => {
                     if let Some(asker) = self.waiting.remove(&ticket) {
                         let _ = asker.send(reply);
@@ -165,33 +180,25 @@ impl Keeper {
 }
 
 async fn converse(
-    addresses: Vec<SocketAddr>,
+    lockds: Lockds,
     attempt: u64,
+    hint: Option<SocketAddr>,
     queue: mpsc::UnboundedReceiver<BytesMut>,
     events: mpsc::Sender<ClientInput>,
 ) {
-    if let Some(stream) = connect_any(&addresses, attempt).await {
-        let _ = events.send(ClientInput::Connected { attempt }).await;
-        // However it ends, the client is told the same.
-        let _ = exchange(stream, attempt, queue, &events).await;
+    match lockds.connect_any(attempt, hint).await {
+        Ok(stream) => {
+            let _ = events.send(ClientInput::Connected { attempt }).await;
+            // However it ends, the client is told the same.
+            let _ = exchange(stream, attempt, queue, &events).await;
+        }
+        Err(error) => debug!("{error}"),
     }
     let _ = events.send(ClientInput::Disconnected { attempt }).await;
 }
 
-/// The first that can be reached, beginning with another one at each attempt.
-async fn connect_any(addresses: &[SocketAddr], attempt: u64) -> Option<TcpStream> {
-    let count = addresses.len();
-    let first = usize::try_from(attempt % count.max(1) as u64).expect("below a count");
-    for address in addresses.iter().cycle().skip(first).take(count) {
-        if let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_WITHIN, connect(*address)).await {
-            return Some(stream);
-        }
-    }
-    None
-}
-
 async fn exchange(
-    stream: TcpStream,
+    stream: Stream,
     attempt: u64,
     mut queue: mpsc::UnboundedReceiver<BytesMut>,
     events: &mpsc::Sender<ClientInput>,
@@ -213,6 +220,7 @@ async fn exchange(
     let write = async {
         while let Some(mut bytes) = queue.recv().await {
             writer.write_all_buf(&mut bytes).await?;
+            writer.flush().await?;
         }
         Ok(())
     };

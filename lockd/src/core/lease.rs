@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use csnap_proto::{SessionId, Time};
+use csnap_proto::Time;
+
+use super::connection::Attendee;
 
 /// Between the first and the second look at a lease that ran out, milliseconds: time to read every waiting socket.
 const RECHECK_MS: u64 = 30;
@@ -62,38 +64,38 @@ impl Lease {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
     /// Two thirds of the lease passed.
-    Jeopardy(SessionId),
+    Jeopardy(Attendee),
     /// It is over.
-    Expired(SessionId),
+    Expired(Attendee),
 }
 
 /// The leases of all sessions.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    leases: BTreeMap<SessionId, Lease>,
+    leases: BTreeMap<Attendee, Lease>,
 }
 
 impl Leases {
     /// A full lease from now.
-    pub(super) fn start(&mut self, now: Time, session: SessionId, lease_ms: u64) {
+    pub(super) fn start(&mut self, now: Time, session: Attendee, lease_ms: u64) {
         let length = Duration::from_millis(lease_ms);
         self.leases.insert(session, Lease { length, renewed_at: now, stage: Stage::Safe });
     }
 
-    pub(super) fn renew(&mut self, now: Time, session: SessionId) {
+    pub(super) fn renew(&mut self, now: Time, session: Attendee) {
         if let Some(lease) = self.leases.get_mut(&session).filter(|lease| lease.stage != Stage::Ending) {
             (lease.renewed_at, lease.stage) = (now, Stage::Safe);
         }
     }
 
     /// No more deadlines: the session is ending.
-    pub(super) fn set_ending(&mut self, session: SessionId) {
+    pub(super) fn set_ending(&mut self, session: Attendee) {
         if let Some(lease) = self.leases.get_mut(&session) {
             lease.stage = Stage::Ending;
         }
     }
 
-    pub(super) fn remove(&mut self, session: SessionId) {
+    pub(super) fn remove(&mut self, session: Attendee) {
         self.leases.remove(&session);
     }
 
@@ -131,9 +133,16 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use csnap_proto::SessionId;
 
-    const S: SessionId = SessionId([1; 16]);
+    use super::*;
+    use crate::core::spaces::SpaceId;
+
+    const S: Attendee = attendee(1);
+
+    const fn attendee(n: u8) -> Attendee {
+        Attendee { space: SpaceId::DEFAULT, session: SessionId([n; 16]) }
+    }
 
     fn ms(ms: u64) -> Time {
         Time(ms * 1000)
@@ -171,7 +180,7 @@ mod tests {
     #[test]
     fn a_lockd_that_was_stopped_begins_every_lease_anew() {
         let mut leases = leases();
-        leases.start(ms(0), SessionId([2; 16]), 60_000);
+        leases.start(ms(0), attendee(2), 60_000);
         assert_eq!(leases.due(ms(50_000)), []);
         assert_eq!(leases.next_deadline(), Some(Time(50_666_666)));
     }

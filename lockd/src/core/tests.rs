@@ -3,16 +3,19 @@
 
 mod chaos;
 mod conversation;
+mod permission;
 mod strangers;
+mod tenure;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use csnap_proto::message::lock::{Flags, FromLockd, LockOp, Mode, ToLockd, ValueChange};
-use csnap_proto::{EventNumber, Frame, Name, Secret, SessionId, Time, frame};
+use csnap_proto::{Caller, EventNumber, Frame, Name, Secret, SessionId, Time, frame};
 
-use super::table::{Command, Table};
+use super::spaces::{Command, Spaces};
+use super::table::Table;
 use super::{ConnectionId, Input, Lockd, Output};
 use crate::client::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient, Ticket};
 
@@ -64,6 +67,10 @@ struct World {
     last_connection: u64,
     /// Why connections were closed by lockd.
     closed: Vec<String>,
+    /// Who makes the next connections.
+    caller: Caller,
+    /// What was denied.
+    denied: Vec<String>,
 }
 
 impl World {
@@ -81,6 +88,8 @@ impl World {
             syncing: true,
             last_connection: 0,
             closed,
+            caller: Caller::local(),
+            denied: Vec::new(),
         }
     }
 
@@ -161,7 +170,7 @@ impl World {
                     self.last_connection += 1;
                     let id = ConnectionId(self.last_connection);
                     self.peers[peer].connection = Some((attempt, id));
-                    self.queue.push_back(Delivery::Lockd(Input::Opened(id)));
+                    self.queue.push_back(Delivery::Lockd(Input::Opened(id, self.caller.clone())));
                     self.queue.push_back(Delivery::Peer(peer, ClientInput::Connected { attempt }));
                 }
                 ClientOutput::Disconnect { attempt } => {
@@ -174,6 +183,7 @@ impl World {
                         self.queue.push_back(Delivery::Lockd(Input::Received(id, over_the_wire(&frame))));
                     }
                 }
+                ClientOutput::Moved { to } => panic!("there is one group, and not {to:?}"),
                 ClientOutput::Event(event) => self.peers[peer].events.push(event),
             }
         }
@@ -182,7 +192,7 @@ impl World {
     fn accept(&mut self) -> ConnectionId {
         self.last_connection += 1;
         let id = ConnectionId(self.last_connection);
-        self.lockd_input(Input::Opened(id));
+        self.lockd_input(Input::Opened(id, self.caller.clone()));
         id
     }
 
@@ -210,6 +220,7 @@ impl World {
                         None => self.unclaimed.push(Output::Close(id, why)),
                     }
                 }
+                Output::Denied(_, denied) => self.denied.push(denied.to_string()),
             }
         }
         if self.syncing {
@@ -252,13 +263,13 @@ impl World {
         }
     }
 
-    fn replayed(&self) -> Table {
-        let mut table = Table::default();
+    fn replayed(&self) -> Spaces {
+        let mut spaces = Spaces::default();
         for bytes in &self.log {
             let command: Command = postcard::from_bytes(bytes).expect("we wrote it");
-            table.apply(command, &mut Vec::new());
+            spaces.apply(command, &mut Vec::new());
         }
-        table
+        spaces
     }
 
     fn drop_connection(&mut self, peer: usize) {

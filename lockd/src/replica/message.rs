@@ -32,7 +32,7 @@ pub enum Content {
     /// A leader began its term, or a change of the group was refused.
     Nothing,
     /// For the state machine; never empty.
-    Command(Vec<u8>),
+    Command(#[serde(with = "crate::blob")] Vec<u8>),
     /// The group changes.
     Change(Change),
 }
@@ -47,6 +47,7 @@ pub struct Image {
     /// The group.
     pub members: Members,
     /// The state machine's own.
+    #[serde(with = "crate::blob")]
     pub state: Vec<u8>,
 }
 

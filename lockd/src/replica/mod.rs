@@ -34,6 +34,7 @@ mod timing;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+pub use csnap_proto::ClusterId;
 use serde::{Deserialize, Serialize};
 
 pub use self::disk::{Base, Hard, Saved};
@@ -44,7 +45,7 @@ pub use self::step::{Input, Output, Replica, ReplicaConfig, Write};
 pub use self::timing::Timing;
 
 /// Most replicas of a group, learners included: five voters, and as many that replace them.
-pub const MEMBERS_MAX: usize = 10;
+pub const MEMBERS_MAX: usize = csnap_proto::limits::LOCKD_REPLICAS_MAX;
 
 /// Longest address of a replica, bytes: a host name and a port.
 pub const ADDRESS_BYTES_MAX: usize = 256;
@@ -86,14 +87,10 @@ impl ReplicaId {
     }
 }
 
-/// One group of replicas; drawn when it is formed, so that replicas of two groups never mix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ClusterId(pub [u8; 16]);
-
 /// A replica as the group knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Where it listens for the others.
+    /// Where it listens for the others, in the form of [`Contact`](crate::replicated::Contact).
     pub address: String,
     /// It votes and counts towards a majority. Others only learn.
     pub voter: bool,

@@ -179,7 +179,11 @@ impl Replica {
             max_inflight_msgs: APPENDS_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // The library would put entries into a waiting message without any, whatever that one comes after. Proposals
+            // are batched before.
+            batch_append: false,
+            // Followers learn what is committed with the next entries or heartbeat, not by messages of its own.
+            skip_bcast_commit: true,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: UNCOMMITTED_BYTES_MAX,
             ..Config::default()
@@ -211,6 +215,13 @@ impl Replica {
 
     /// Takes in what happened. Outputs are to be carried out in order.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
+        self.take_in(now, input, out);
+        self.settle(out);
+    }
+
+    /// The first half of [`Self::step`]: any number of inputs, before they are settled together. What is proposed among
+    /// them becomes one write, and one message to each replica.
+    pub fn take_in(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
         self.pass_time(now, matches!(input, Input::Tick));
         match input {
             Input::Tick => {}
@@ -222,6 +233,12 @@ impl Replica {
             Input::Transfer(to) => self.on_transfer(to, out),
             Input::Change(change) => self.on_change(&change, out),
         }
+        self.draw_wait();
+        self.note_role(out);
+    }
+
+    /// The second half: what follows from it.
+    pub fn settle(&mut self, out: &mut Vec<Output>) {
         self.begin_alone();
         self.pump(out);
     }
@@ -279,8 +296,10 @@ impl Replica {
     #[must_use]
     pub fn has_caught_up(&self, id: ReplicaId) -> bool {
         let last = self.raw.raft.raft_log.last_index();
+        // Behind a state that it was sent, it is only asked on with the next entry, which may be long in coming.
         let follows = |progress: &Progress| {
-            progress.state == ProgressState::Replicate && progress.matched + CAUGHT_UP_ENTRIES > last
+            let streams = progress.state == ProgressState::Replicate;
+            progress.matched == last || (streams && progress.matched + CAUGHT_UP_ENTRIES > last)
         };
         self.is_leader() && self.raw.raft.prs().get(id.0).is_some_and(follows)
     }

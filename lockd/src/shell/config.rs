@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use csnap_proto::Name;
+use csnap_transport::{TlsConfig, check_listen};
 use serde::{Deserialize, Serialize};
 
 use crate::replica::MEMBERS_MAX;
 
-/// Most addresses to listen on: one a network.
-const LISTEN_MAX: usize = 16;
+/// Most addresses to listen on.
+const LISTEN_MAX: usize = csnap_proto::limits::LOCKD_ADDRESSES_MAX;
 
 /// Everything that a lockd is told. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +32,28 @@ pub struct LockdConfig {
     /// Gives a silent leader up after 50 to 100 ms rather than 150 to 300: for quiet machines with fast disks.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fast_elections: bool,
+    /// A unix socket to listen on too; absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_unix: Option<PathBuf>,
+    /// Certificates. With them every TCP address speaks TLS; without, none may be reached from other machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
 }
 
 impl LockdConfig {
     /// Of a lockd alone.
     #[must_use]
     pub fn alone(node: Name, dir: PathBuf, listen: Vec<SocketAddr>) -> Self {
-        Self { node, dir, listen, peer_listen: None, peers: Vec::new(), fast_elections: false }
+        Self {
+            node,
+            dir,
+            listen,
+            peer_listen: None,
+            peers: Vec::new(),
+            fast_elections: false,
+            listen_unix: None,
+            tls: None,
+        }
     }
 
     /// Reads the text of the configuration file at `path`, which is only named in errors.
@@ -53,8 +69,21 @@ impl LockdConfig {
         if config.listen.is_empty() || config.listen.len() > LISTEN_MAX {
             anyhow::bail!("{at}: `listen` needs 1 to {LISTEN_MAX} addresses");
         }
-        config.check_peers().map_err(|what| anyhow::anyhow!("{at}: {what}"))?;
+        let checked = config.check_peers().and_then(|()| config.check_exposed());
+        checked.map_err(|what| anyhow::anyhow!("{at}: {what}"))?;
         Ok(config)
+    }
+
+    /// Whether nobody on another machine gets in without a certificate.
+    pub(super) fn check_exposed(&self) -> Result<(), String> {
+        let tls = self.tls.as_ref();
+        tls.map_or(Ok(()), TlsConfig::check)?;
+        if self.listen_unix.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err("`listen_unix` must be an absolute path".into());
+        }
+        check_listen(tls, "listen", self.listen.iter().copied())?;
+        check_listen(tls, "peer_listen", self.peer_listen)?;
+        check_listen(tls, "peers", self.peers.iter().copied())
     }
 
     fn check_peers(&self) -> Result<(), String> {
@@ -106,6 +135,18 @@ mod tests {
                 "find this one",
             ),
             ("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\npeer_listen = '10.0.0.1:1'\n", "among them"),
+            ("node = 'n1'\ndir = '/d'\nlisten = ['10.0.0.1:0']\n", "`listen` has 10.0.0.1:0"),
+            ("node = 'n1'\ndir = '/d'\nlisten = ['0.0.0.0:0']\n", "no [tls]"),
+            (
+                "node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\npeer_listen = '127.0.0.1:1'\n\
+                 peers = ['127.0.0.1:1', '10.0.0.1:1']\n",
+                "`peers` has 10.0.0.1:1",
+            ),
+            ("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\nlisten_unix = 'lockd.sock'\n", "absolute"),
+            (
+                "node = 'n1'\ndir = '/d'\nlisten = ['10.0.0.1:0']\n[tls]\nca = 'a'\ncert = '/c'\nkey = '/k'\n",
+                "`ca` in [tls]",
+            ),
         ] {
             let error = parse(bad).expect_err("bad");
             assert!(error.contains(says) && error.lines().count() == 1, "{error}");
@@ -114,7 +155,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let config = parse("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']").expect("good");
-        assert_eq!(parse(&toml::to_string(&config).expect("plain values")), Ok(config));
+        let tls = "[tls]\nca = '/ca'\ncert = '/cert'\nkey = '/key'\n";
+        for more in ["", "listen_unix = '/s'\n", tls] {
+            let config =
+                parse(&format!("node = 'n1'\ndir = '/d'\nlisten = ['127.0.0.1:0']\n{more}")).expect("good");
+            assert_eq!(parse(&toml::to_string(&config).expect("plain values")), Ok(config));
+        }
     }
 }

@@ -5,26 +5,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use csnap_proto::Frame;
 use csnap_proto::frame::{FrameDecoder, HEADER_BYTES, encode};
-use csnap_proto::limits::FRAME_BYTES_MAX;
+use csnap_proto::limits::{FRAME_BYTES_MAX, IMPORT_BYTES_MAX};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
+use csnap_transport::{ReadHalf, WriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::{Event, Events, socket};
+use super::door::Guest;
+use super::{Event, Events};
 use crate::core::ConnectionId;
 
-/// Longest request, bytes: an Open with the longest description and names has half of it.
-const REQUEST_BYTES_MAX: usize = 8 << 10;
+/// Longest request, bytes: a piece of a lockspace with its names. An Open with the longest description has a fifth of it.
+const REQUEST_BYTES_MAX: usize = IMPORT_BYTES_MAX + (4 << 10);
 
 /// Unsent answers beyond which the peer is not read from, bytes.
 const BACKLOG_BYTES_PATIENT: usize = 64 << 10;
@@ -37,7 +36,7 @@ const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// Dropping it closes the socket after what was queued is sent.
 pub(super) struct Connection {
-    peer: SocketAddr,
+    peer: String,
     outgoing: Rc<Outgoing>,
     reader: JoinHandle<()>,
 }
@@ -55,22 +54,17 @@ struct Outgoing {
 
 impl Connection {
     /// Starts reading and writing.
-    pub(super) fn start(
-        id: ConnectionId,
-        stream: TcpStream,
-        peer: SocketAddr,
-        events: Events,
-    ) -> io::Result<Self> {
-        socket::tune(&stream)?;
-        let (read, write) = stream.into_split();
+    pub(super) fn start(id: ConnectionId, guest: Guest, events: Events) -> Self {
+        let (read, write) = guest.stream.into_split();
         let outgoing = Rc::new(Outgoing::default());
         tokio::task::spawn_local(send_all(write, Rc::clone(&outgoing)));
         let reader = tokio::task::spawn_local(receive_all(id, read, Rc::clone(&outgoing), events));
-        Ok(Self { peer, outgoing, reader })
+        Self { peer: guest.from, outgoing, reader }
     }
 
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
+    /// Who is there, for the log.
+    pub(super) fn peer(&self) -> &str {
+        &self.peer
     }
 
     /// Queues a frame.
@@ -95,25 +89,32 @@ impl Drop for Connection {
 }
 
 /// Sends what gathers, until it is over; the reader notices a peer that is gone.
-async fn send_all(mut socket: OwnedWriteHalf, outgoing: Rc<Outgoing>) {
+async fn send_all(mut socket: WriteHalf, outgoing: Rc<Outgoing>) {
     loop {
         let mut bytes = outgoing.bytes.take();
         outgoing.drained.notify_one();
         if bytes.is_empty() {
             if outgoing.ending.get() {
+                // One that is gone needs no farewell.
+                let _ = tokio::time::timeout(FAREWELL_MAX, socket.shutdown()).await;
                 return;
             }
             outgoing.filled.notified().await;
             continue;
         }
         let sent = tokio::select! {
-            sent = socket.write_all_buf(&mut bytes) => sent.is_ok(),
+            sent = send(&mut socket, &mut bytes) => sent.is_ok(),
             () = farewell(&outgoing) => false,
         };
         if !sent || outgoing.overflown.get() {
             return;
         }
     }
+}
+
+async fn send(socket: &mut WriteHalf, bytes: &mut BytesMut) -> io::Result<()> {
+    socket.write_all_buf(bytes).await?;
+    socket.flush().await
 }
 
 /// Returns when the peer had long enough to take its last answers, or overflowed.
@@ -127,14 +128,14 @@ async fn farewell(outgoing: &Outgoing) {
 }
 
 /// Reads requests until the peer ends, errs, or is cut off; then says so.
-async fn receive_all(id: ConnectionId, socket: OwnedReadHalf, outgoing: Rc<Outgoing>, events: Events) {
+async fn receive_all(id: ConnectionId, socket: ReadHalf, outgoing: Rc<Outgoing>, events: Events) {
     let why = receive(id, socket, &outgoing, &events).await.err();
     let _ = events.send(Event::Closed(id, why)).await;
 }
 
 async fn receive(
     id: ConnectionId,
-    mut socket: OwnedReadHalf,
+    mut socket: ReadHalf,
     outgoing: &Outgoing,
     events: &Events,
 ) -> Result<(), String> {

@@ -13,14 +13,14 @@ fn free_address() -> SocketAddr {
     listener.local_addr().expect("it has one")
 }
 
-struct Group {
+pub(super) struct Group {
     dirs: Vec<tempfile::TempDir>,
     configs: Vec<LockdConfig>,
     running: Vec<Option<Running>>,
 }
 
 impl Group {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let peers: Vec<SocketAddr> = (0..3).map(|_| free_address()).collect();
         let dirs: Vec<tempfile::TempDir> =
             (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
@@ -31,6 +31,8 @@ impl Group {
             peer_listen: Some(peers[n]),
             peers: peers.clone(),
             fast_elections: false,
+            listen_unix: None,
+            tls: None,
         };
         let configs: Vec<LockdConfig> = (0..3).map(config).collect();
         for config in &configs {
@@ -43,15 +45,15 @@ impl Group {
         group
     }
 
-    async fn start_one(&mut self, n: usize) {
+    pub(super) async fn start_one(&mut self, n: usize) {
         self.running[n] = Some(start_with(self.configs[n].clone()).await.expect("starts"));
     }
 
-    fn stop_one(&mut self, n: usize) {
+    pub(super) fn stop_one(&mut self, n: usize) {
         self.running[n].take().expect("runs").stop();
     }
 
-    fn addresses(&self) -> Vec<SocketAddr> {
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.configs.iter().map(|config| config.listen[0]).collect()
     }
 }

@@ -16,8 +16,8 @@ use crate::replica::{ClusterId, Heard, ReplicaId};
 
 /// Version of the handshake and of everything after it.
 ///
-/// 1: the first.
-pub(super) const VERSION: u32 = 1;
+/// 1: the first. 2: both say after it who and where they are.
+pub(super) const VERSION: u32 = 2;
 
 /// Its length, bytes.
 pub(super) const HELLO_BYTES: usize = 40;

@@ -6,17 +6,26 @@
 //!
 //! What it is not: a judge. Which connections may stay, and what is answered when, the core decides.
 
+mod calls;
 mod config;
 mod connection;
+mod door;
+pub(crate) mod greeting;
 #[cfg(test)]
 mod group_tests;
 mod hello;
+mod introduction;
 mod peers;
+mod places;
 pub(crate) mod socket;
 #[cfg(test)]
+mod space_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
@@ -30,42 +39,46 @@ use anyhow::Context;
 use csnap_proto::message::lock::ToLockd;
 use csnap_proto::{Descriptors, Frame, Time};
 use csnap_storage::posix::{PosixOptions, PosixStorage};
+use csnap_transport::{Stream, Tls, unix};
 use rustix::process::{Resource, getrlimit};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use self::calls::Calls;
 pub use self::config::LockdConfig;
 use self::connection::Connection;
+use self::door::{Door, Guest, Listener};
 use self::hello::{Hello, founders_checksum};
-use self::peers::{Own, Peers};
+use self::introduction::Introduction;
+use self::peers::{Own, Peer, Peers, Seats};
 use self::socket::now;
 use crate::canary::Broken;
 use crate::core::{ConnectionId, LOCKD_CONNECTIONS_MAX};
 use crate::replica::{
-    Base, ClusterId, Forming, Heard, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write, Wrote,
+    Base, ClusterId, Forming, Heard, Members, PeerMessage, ReplicaConfig, ReplicaLog, Saved, Timing, Write,
+    Wrote,
 };
-use crate::replicated::{Input, Output, Replicated};
+use crate::replicated::{Contact, Input, Output, Replicated};
 use crate::store::{self, LOG_BYTES, StoreError, StoreOptions};
 
 /// Events that wait for the main loop; a connection that finds it full waits.
 const EVENTS_MAX: usize = 256;
-
-/// Between two attempts to accept when the process is out of descriptors or memory.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// File that says where the daemon listens, a line an address.
 const ADDRESS_FILE: &str = "address";
 
 /// What a task reports.
 enum Event {
-    Accepted(TcpStream, SocketAddr),
+    Accepted(Guest),
     Received(ConnectionId, Frame<ToLockd>),
     Closed(ConnectionId, Option<String>),
     /// A replica is reached at an address, or no more.
-    Peer(SocketAddr, Option<Heard>),
+    Peer(SocketAddr, Option<Peer>),
     /// A replica said something.
     Said(PeerMessage),
+    /// A call to another group, and what became of it or was heard on it.
+    Called(Input),
 }
 
 type Events = mpsc::Sender<Event>;
@@ -105,7 +118,13 @@ struct Daemon {
     /// Until the replica belongs to a group.
     forming: Option<(Forming, Saved)>,
     own: Own,
+    tls: Option<Tls>,
+    /// Of clients.
+    door: Door,
     peers: Peers,
+    /// Places of connections from other replicas.
+    seats: Seats,
+    calls: Calls,
     connections: BTreeMap<ConnectionId, Connection>,
     /// As many as leave the log its files; the core's own limit is lower, unless the process may have few open.
     connections_max: usize,
@@ -119,25 +138,49 @@ impl Daemon {
         let mut daemon = Self::open(config).await?;
         if config.peers.is_empty() {
             daemon.elect().await?;
-        } else {
+        }
+        let listeners = listen(config)?;
+        let listens: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        daemon.introduce(&listens);
+        if !config.peers.is_empty() {
             daemon.meet_peers()?;
         }
         let mut addresses = String::new();
-        for listener in listen(config)? {
-            let address = listener.local_addr()?;
+        for (listener, address) in listeners.into_iter().zip(listens) {
             info!(
                 "lockd of {} listens on {address}, term {}",
                 config.node,
                 daemon.core.lockd().table().term()
             );
             addresses += &format!("{address}\n");
-            tokio::task::spawn_local(accept(listener, daemon.events.clone()));
+            daemon.let_in(Listener::Tcp(listener));
+        }
+        if let Some(path) = &config.listen_unix {
+            let listener = unix::listen(path).with_context(|| {
+                format!("cannot listen on {}; set another `listen_unix`, or stop who has it", path.display())
+            })?;
+            daemon.let_in(Listener::Unix(listener));
         }
         publish(&config.dir, &addresses)?;
         Ok(daemon)
     }
 
+    /// Clients come in here, from now on.
+    fn let_in(&self, listener: Listener) {
+        let (own, events) = (Rc::clone(&self.own), self.events.clone());
+        let greet = async move |stream: &mut Stream, _: &_| {
+            greeting::greet_client(stream, own.hello.get().heard.cluster).await
+        };
+        let take_in = async move |guest, ()| {
+            // The daemon ends when nobody receives.
+            let _ = events.send(Event::Accepted(guest)).await;
+        };
+        tokio::task::spawn_local(self.door.clone().open(listener, greet, take_in));
+    }
+
     async fn open(config: &LockdConfig) -> anyhow::Result<Self> {
+        config.check_exposed().map_err(anyhow::Error::msg)?;
+        let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(anyhow::Error::msg)?;
         let dir = config.dir.display();
         fs::create_dir_all(&config.dir).with_context(|| format!("cannot make {dir}"))?;
         let storage = PosixStorage::open(&config.dir, PosixOptions::default())
@@ -157,9 +200,12 @@ impl Daemon {
         let heard = Heard { id: saved.id, cluster: saved.base.cluster };
         let core = Replicated::new(now(), replica_config, config.node.clone(), std::process::id(), saved)
             .with_context(|| format!("lockd in {dir}"))?;
-        let own = Rc::new(Cell::new(Hello { heard, founders: founders_checksum(&config.peers) }));
+        let hello = Hello { heard, founders: founders_checksum(&config.peers) };
+        let presence = RefCell::new(core.presence().clone());
+        let own = Rc::new(Introduction { hello: Cell::new(hello), presence });
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let peers = Peers::new(Rc::clone(&own), events.clone());
+        let peers = Peers::new(Rc::clone(&own), tls.clone(), events.clone());
+        let calls = Calls::new(tls.clone(), events.clone());
         let descriptors = Descriptors::new(getrlimit(Resource::Nofile).current);
         Ok(Self {
             config: config.clone(),
@@ -169,7 +215,11 @@ impl Daemon {
             waiting: Vec::new(),
             forming,
             own,
+            door: Door::new(tls.clone()),
+            tls,
             peers,
+            seats: Seats::default(),
+            calls,
             connections: BTreeMap::new(),
             connections_max: descriptors.connections(2 * LOCKD_CONNECTIONS_MAX),
             last_connection: 0,
@@ -184,15 +234,25 @@ impl Daemon {
             format!("cannot listen on {address}; set another `peer_listen`, or stop who has it")
         })?;
         info!("replica {:016x} listens on {address}", self.core.replica().id().0);
-        tokio::task::spawn_local(peers::accept(listener, Rc::clone(&self.own), self.events.clone()));
+        let (own, tls, seats) = (Rc::clone(&self.own), self.tls.clone(), Rc::clone(&self.seats));
+        tokio::task::spawn_local(peers::accept(listener, own, tls, seats, self.events.clone()));
         self.keep_peers();
         self.turn(Input::Tick)
     }
 
+    /// Where it is found, as far as others see it under the same address.
+    fn introduce(&mut self, listens: &[SocketAddr]) {
+        let clients = listens.iter().copied().filter(|address| !address.ip().is_unspecified()).collect();
+        self.core.set_addresses(clients, self.config.peer_listen);
+        self.own.presence.replace(self.core.presence().clone());
+    }
+
     /// A way to every replica that the configuration or the group names.
     fn keep_peers(&mut self) {
-        let members = self.core.replica().members().values().filter_map(|member| member.address.parse().ok());
-        let all = members.chain(self.config.peers.iter().copied());
+        self.seats.borrow_mut().0.set_members(self.core.replica().members().keys().copied());
+        let members = self.core.replica().members().values();
+        let members = members.filter_map(|member| member.address.parse::<Contact>().ok());
+        let all = members.map(|contact| contact.address).chain(self.config.peers.iter().copied());
         let own = self.config.peer_listen;
         let others: Vec<SocketAddr> = all.filter(|address| Some(*address) != own).collect();
         if own.is_some() {
@@ -200,17 +260,32 @@ impl Daemon {
         }
     }
 
-    fn on_peer(&mut self, address: SocketAddr, heard: Option<Heard>) -> anyhow::Result<()> {
+    fn on_peer(&mut self, address: SocketAddr, peer: Option<Peer>) -> anyhow::Result<()> {
         if let Some((forming, _)) = &mut self.forming {
-            match heard {
-                Some(heard) => forming.on_heard(address, heard),
+            match &peer {
+                Some(peer) => forming.on_heard(address, peer.heard),
                 None => forming.on_lost(address),
             }
         }
-        match self.peers.on_peer(address, heard) {
-            Some(lost) if heard.is_none() => self.turn(Input::Unreachable(lost)),
-            _ => Ok(()),
+        let lost = self.peers.on_peer(address, peer.clone());
+        match (peer, lost) {
+            (Some(peer), _) => self.turn(Input::Reached(peer.heard.id, peer.presence)),
+            (None, Some(lost)) => self.turn(Input::Unreachable(lost)),
+            (None, None) => Ok(()),
         }
+    }
+
+    /// The founders by name: who is gone later can still be named.
+    fn named(&self, mut members: Members) -> Members {
+        for (id, member) in &mut members {
+            let present = self.peers.present();
+            let other = present.into_iter().find(|peer| peer.heard.id == *id);
+            let node = other.map_or_else(|| self.config.node.clone(), |peer| peer.presence.node);
+            if let Ok(address) = member.address.parse() {
+                member.address = Contact { node: Some(node), address }.to_string();
+            }
+        }
+        members
     }
 
     /// Founds the group once it is this replica's to do.
@@ -223,14 +298,19 @@ impl Daemon {
             return Ok(());
         };
         let (_, saved) = self.forming.take().expect("it has a group");
+        let named = self.named(members);
         let (log, (cluster, _)) = (self.log.as_mut().expect("looked at above"), random()?);
-        info!("founds a group of {} replicas", members.len());
-        let base = Base::founding(ClusterId(cluster), members, Replicated::first_state());
+        info!("founds a group of {} replicas", named.len());
+        let base = Base::founding(ClusterId(cluster), named, Replicated::first_state());
         let saved = log.found(&saved, base).await.context("cannot found the group")?;
-        let (node, pid) = (self.config.node.clone(), std::process::id());
-        self.core = Replicated::new(now(), self.replica_config, node, pid, saved)?;
+        let presence = self.core.presence().clone();
+        self.core = Replicated::new(now(), self.replica_config, presence.node, presence.pid, saved)?;
+        self.core.set_addresses(presence.clients, presence.peer);
         // Clients that were turned away know nothing of the one before.
         self.connections.clear();
+        for peer in self.peers.present() {
+            self.turn(Input::Reached(peer.heard.id, peer.presence))?;
+        }
         self.turn(Input::Tick)
     }
 
@@ -249,6 +329,9 @@ impl Daemon {
             if self.forming.is_some() {
                 self.found().await?;
             }
+            if commit.is_none() && !self.waiting.is_empty() {
+                self.look_once_more().await?;
+            }
             if let Some(next) = self.next_commit()? {
                 commit = Some(next);
             }
@@ -266,10 +349,20 @@ impl Daemon {
                     commit = None;
                     self.committed(done)?;
                 }
-                event = self.inbox.recv() => self.on_event(event.expect("we hold a sender"))?,
+                event = self.inbox.recv() => self.on_events(event.expect("we hold a sender"))?,
                 // Last, so that renewals that were received are seen before a lease is judged.
                 () = tokio::time::sleep(wait) => self.turn(Input::Tick)?,
             }
+        }
+    }
+
+    /// What came while the last events were taken in belongs into the same write: the next one is a whole sync later. Takes
+    /// no time where nothing came.
+    async fn look_once_more(&mut self) -> anyhow::Result<()> {
+        tokio::task::yield_now().await;
+        match self.inbox.try_recv() {
+            Ok(event) => self.on_events(event),
+            Err(_) => Ok(()),
         }
     }
 
@@ -296,29 +389,42 @@ impl Daemon {
         wrote.number.map_or(Ok(()), |number| self.turn(Input::Durable { number }))
     }
 
+    /// This event and those that came with it: what they lead to is written and said together.
+    fn on_events(&mut self, first: Event) -> anyhow::Result<()> {
+        self.core.gather();
+        self.on_event(first)?;
+        for _ in 1..EVENTS_MAX {
+            let Ok(event) = self.inbox.try_recv() else { break };
+            self.on_event(event)?;
+        }
+        let mut outputs = Vec::new();
+        self.core.settle(now(), &mut outputs)?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
-            Event::Accepted(_, peer) if self.connections.len() >= self.connections_max => {
-                warn!("{peer}: connection closed: there are too many for the open files that lockd may have");
+            Event::Accepted(guest) if self.connections.len() >= self.connections_max => {
+                let from = &guest.from;
+                warn!("{from}: connection closed: there are too many for the open files that lockd may have");
                 Ok(())
             }
-            Event::Accepted(stream, peer) => {
+            Event::Accepted(guest) => {
                 self.last_connection += 1;
-                let id = ConnectionId(self.last_connection);
-                match Connection::start(id, stream, peer, self.events.clone()) {
-                    Ok(connection) => {
-                        self.connections.insert(id, connection);
-                        self.turn(Input::Opened(id))
-                    }
-                    Err(error) => {
-                        info!("{peer}: {error}");
-                        Ok(())
-                    }
-                }
+                let (id, caller) = (ConnectionId(self.last_connection), guest.caller.clone());
+                self.connections.insert(id, Connection::start(id, guest, self.events.clone()));
+                self.turn(Input::Opened(id, caller))
             }
             Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
             Event::Peer(address, heard) => self.on_peer(address, heard),
             Event::Said(message) => self.turn(Input::Peer(message)),
+            Event::Called(input) => {
+                if let Input::Lost(call) = input {
+                    self.calls.hang_up(call);
+                }
+                self.turn(input)
+            }
             Event::Closed(id, why) => match self.connections.remove(&id) {
                 Some(connection) => {
                     if let Some(why) = why {
@@ -334,6 +440,11 @@ impl Daemon {
     fn turn(&mut self, input: Input) -> anyhow::Result<()> {
         let mut outputs = Vec::new();
         self.core.step(now(), input, &mut outputs)?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
                 Output::Write(write) => self.waiting.push(write),
@@ -349,6 +460,11 @@ impl Daemon {
                         warn!("{}: connection closed: {why}", connection.peer());
                     }
                 }
+                Output::Denied(id, denied) => {
+                    if let Some(connection) = self.connections.get(&id) {
+                        self.door.complain(connection.peer(), &denied.to_string());
+                    }
+                }
                 Output::Leads { term } => info!("leads the group in term {term}"),
                 Output::Follows => info!("leads the group no more"),
                 Output::Peer(message) => {
@@ -359,14 +475,16 @@ impl Daemon {
                     self.keep_peers();
                 }
                 Output::Refused(why) => warn!("{why}"),
+                Output::Call(call, address) => self.calls.call(call, address),
+                Output::Say(call, frame) => self.calls.say(call, &frame),
+                Output::HangUp(call) => self.calls.hang_up(call),
             }
         }
         let cluster = self.core.replica().cluster();
-        let hello = self.own.get();
+        let hello = self.own.hello.get();
         if hello.heard.cluster != cluster {
-            self.own.set(Hello { heard: Heard { cluster, ..hello.heard }, ..hello });
+            self.own.hello.set(Hello { heard: Heard { cluster, ..hello.heard }, ..hello });
         }
-        Ok(())
     }
 }
 
@@ -376,22 +494,6 @@ fn random() -> anyhow::Result<([u8; 16], u64)> {
     let filled = getrandom::fill(&mut id).and_then(|()| getrandom::fill(&mut seed));
     filled.map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     Ok((id, u64::from_le_bytes(seed)))
-}
-
-async fn accept(listener: TcpListener, events: Events) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                if events.send(Event::Accepted(stream, peer)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                warn!("cannot accept connections: {error}");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-            }
-        }
-    }
 }
 
 /// Binds every address. Port 0 means a free one, and the same as the last time if it still is: agents know it.

@@ -1,11 +1,12 @@
 //! Connections between replicas: one a direction, so that who sends also connects. Messages may be lost; the replicas
 //! bear that. What a peer can make us hold is bounded.
 //!
-//! After both [`Hello`]s, the side that connected sends frames: a length (u32, little endian) and a message. The other
+//! The port is for replicas alone: with TLS, whoever comes shows a certificate of role lockd. After both [`Hello`]s and
+//! [`Presence`]s, the side that connected sends frames: a length (u32, little endian) and a message. The other
 //! side sends nothing more.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -13,15 +14,22 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::{BufMut, BytesMut};
+use csnap_proto::Caller;
+use csnap_transport::{Stream, Tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::door::{Door, Guest, Listener};
 use super::hello::{HELLO_BYTES, Hello};
-use super::{ACCEPT_AGAIN, Event, Events, socket};
+use super::introduction::{self, Introduction};
+use super::places::{Places, Seat};
+use super::{Event, Events, socket};
+use crate::core::permission::{self, Request};
 use crate::replica::{Heard, PeerMessage, ReplicaId, STATE_BYTES_MAX};
+use crate::replicated::Presence;
 
 /// Longest frame, bytes: the largest state, and its group.
 const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + (64 << 10);
@@ -42,17 +50,21 @@ const HELLO_WITHIN: Duration = Duration::from_secs(2);
 /// A replica that does not answer is tried again after this.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// Connections from peers at once: every member twice, while old ones die.
-const INCOMING_MAX: usize = 64;
-
 /// What this replica says of itself; it may come to belong to a group.
-pub(super) type Own = Rc<Cell<Hello>>;
+pub(super) type Own = Rc<Introduction>;
+
+/// Who is at an address.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) heard: Heard,
+    pub(super) presence: Presence,
+}
 
 /// The way to one address, for as long as it lives.
 struct Link {
     outgoing: Rc<Outgoing>,
     /// Who is there, while it is reached.
-    id: Option<ReplicaId>,
+    peer: Option<Peer>,
     task: JoinHandle<()>,
 }
 
@@ -71,19 +83,21 @@ struct Outgoing {
 /// See the module.
 pub(super) struct Peers {
     own: Own,
+    tls: Option<Tls>,
     events: Events,
     links: BTreeMap<SocketAddr, Link>,
 }
 
 impl Peers {
-    pub(super) fn new(own: Own, events: Events) -> Self {
-        Self { own, events, links: BTreeMap::new() }
+    pub(super) fn new(own: Own, tls: Option<Tls>, events: Events) -> Self {
+        Self { own, tls, events, links: BTreeMap::new() }
     }
 
     /// Keeps a way to each of these addresses, and to no other.
     pub(super) fn keep(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
         let mut old = std::mem::take(&mut self.links);
-        for address in addresses {
+        // One may be named twice, by the configuration and by the group.
+        for address in addresses.collect::<BTreeSet<_>>() {
             let link = old.remove(&address).unwrap_or_else(|| self.link(address));
             self.links.insert(address, link);
         }
@@ -92,19 +106,27 @@ impl Peers {
     fn link(&self, address: SocketAddr) -> Link {
         let outgoing = Rc::new(Outgoing::default());
         let (own, events) = (Rc::clone(&self.own), self.events.clone());
-        let task = tokio::task::spawn_local(stay_connected(address, own, Rc::clone(&outgoing), events));
-        Link { outgoing, id: None, task }
+        let task = stay_connected(address, own, self.tls.clone(), Rc::clone(&outgoing), events);
+        let task = tokio::task::spawn_local(task);
+        Link { outgoing, peer: None, task }
     }
 
     /// Somebody is reached at an address, or no more.
-    pub(super) fn on_peer(&mut self, address: SocketAddr, heard: Option<Heard>) -> Option<ReplicaId> {
+    pub(super) fn on_peer(&mut self, address: SocketAddr, peer: Option<Peer>) -> Option<ReplicaId> {
         let link = self.links.get_mut(&address)?;
-        std::mem::replace(&mut link.id, heard.map(|heard| heard.id))
+        let before = std::mem::replace(&mut link.peer, peer);
+        before.map(|peer| peer.heard.id)
+    }
+
+    /// Who is reached.
+    pub(super) fn present(&self) -> Vec<Peer> {
+        self.links.values().filter_map(|link| link.peer.clone()).collect()
     }
 
     /// Queues a message. `false` if its receiver is not reached, or does not keep up: then it is lost.
     pub(super) fn send(&self, message: &PeerMessage) -> bool {
-        let Some(link) = self.links.values().find(|link| link.id == Some(message.to)) else { return false };
+        let is_there = |link: &&Link| link.peer.as_ref().is_some_and(|peer| peer.heard.id == message.to);
+        let Some(link) = self.links.values().find(is_there) else { return false };
         let mut bytes = link.outgoing.bytes.borrow_mut();
         if bytes.len() > BACKLOG_BYTES_MAX {
             return false;
@@ -118,14 +140,20 @@ impl Peers {
 }
 
 /// Connects, sends what gathers, and begins again when that ends.
-async fn stay_connected(address: SocketAddr, own: Own, outgoing: Rc<Outgoing>, events: Events) {
+async fn stay_connected(
+    address: SocketAddr,
+    own: Own,
+    tls: Option<Tls>,
+    outgoing: Rc<Outgoing>,
+    events: Events,
+) {
     let mut last_error = String::new();
     loop {
-        let error = match reach(address, &own).await {
-            Ok((stream, hello)) => {
+        let error = match reach(address, &own, tls.as_ref()).await {
+            Ok((stream, peer)) => {
                 outgoing.bytes.borrow_mut().clear();
                 info!("replica at {address} is reached");
-                if events.send(Event::Peer(address, Some(hello.heard))).await.is_err() {
+                if events.send(Event::Peer(address, Some(peer))).await.is_err() {
                     return;
                 }
                 let ended = send_all(stream, &outgoing).await;
@@ -144,24 +172,30 @@ async fn stay_connected(address: SocketAddr, own: Own, outgoing: Rc<Outgoing>, e
     }
 }
 
-async fn reach(address: SocketAddr, own: &Own) -> anyhow::Result<(TcpStream, Hello)> {
+async fn reach(address: SocketAddr, own: &Own, tls: Option<&Tls>) -> anyhow::Result<(Stream, Peer)> {
     let greet = async {
-        let mut stream = socket::connect(address).await?;
-        let hello = greet(&mut stream, own).await?;
-        anyhow::Ok((stream, hello))
+        let mut stream = socket::dial(&address.into(), tls).await?;
+        let peer = greet(&mut stream, own).await?;
+        Ok((stream, peer))
     };
-    tokio::time::timeout(HELLO_WITHIN, greet).await.context("it does not answer")?
+    let greeted: Result<_, String> =
+        tokio::time::timeout(HELLO_WITHIN, greet).await.context("it does not answer")?;
+    greeted.map_err(anyhow::Error::msg)
 }
 
-async fn greet(stream: &mut TcpStream, own: &Own) -> anyhow::Result<Hello> {
-    stream.write_all(&own.get().encode()).await?;
+async fn greet(stream: &mut Stream, own: &Own) -> Result<Peer, String> {
+    let explain = |error| csnap_transport::explain(&error);
+    stream.write_all(&own.hello.get().encode()).await.map_err(explain)?;
+    stream.flush().await.map_err(explain)?;
     let mut bytes = [0; HELLO_BYTES];
-    stream.read_exact(&mut bytes).await?;
-    Hello::decode(&bytes, &own.get()).map_err(anyhow::Error::msg)
+    stream.read_exact(&mut bytes).await.map_err(explain)?;
+    let Hello { heard, .. } = Hello::decode(&bytes, &own.hello.get())?;
+    let presence = introduction::exchange(stream, own).await.map_err(|error| format!("{error:#}"))?;
+    Ok(Peer { heard, presence })
 }
 
 /// Until the connection breaks, or the other side ends it.
-async fn send_all(stream: TcpStream, outgoing: &Outgoing) -> io::Result<()> {
+async fn send_all(stream: Stream, outgoing: &Outgoing) -> io::Result<()> {
     let (mut read, mut write) = stream.into_split();
     let mut nothing = [0];
     loop {
@@ -173,51 +207,83 @@ async fn send_all(stream: TcpStream, outgoing: &Outgoing) -> io::Result<()> {
             }
         } else {
             write.write_all_buf(&mut bytes).await?;
+            write.flush().await?;
         }
     }
 }
 
 /// Takes in the others.
-pub(super) async fn accept(listener: TcpListener, own: Own, events: Events) {
-    let open = Rc::new(Cell::new(0));
+pub(super) async fn accept(listener: TcpListener, own: Own, tls: Option<Tls>, places: Seats, events: Events) {
     let large = Rc::new(Cell::new(false));
-    loop {
-        match listener.accept().await {
-            Ok((stream, from)) if open.get() < INCOMING_MAX => {
-                open.set(open.get() + 1);
-                let (own, events, open) = (Rc::clone(&own), events.clone(), Rc::clone(&open));
-                let large = Rc::clone(&large);
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = receive(stream, own, events, large).await {
-                        warn!("replica from {from}: {error:#}");
-                    }
-                    open.set(open.get() - 1);
-                });
-            }
-            Ok((_, from)) => warn!("replica from {from}: too many connections"),
-            Err(error) => {
-                warn!("cannot accept replicas: {error}");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-            }
+    let greet = async move |stream: &mut Stream, caller: &Caller| {
+        may_replicate(caller, stream)?;
+        greet(stream, &own).await
+    };
+    let take_in = async move |guest: Guest, peer: Peer| {
+        let leave = Rc::new(Notify::new());
+        let seat = Seated::take(&places, peer.heard.id, &leave);
+        let ended = tokio::select! {
+            ended = receive(guest.stream, peer, &events, &large) => ended,
+            () = leave.notified() => Err(anyhow::anyhow!("another connection took its place")),
+        };
+        drop(seat);
+        if let Err(error) = ended {
+            warn!("replica from {}: {error:#}", guest.from);
         }
+    };
+    Door::new(tls).open(Listener::Tcp(listener), greet, take_in).await;
+}
+
+/// Whoever shows a certificate must be a replica by it. Without any the port is this machine's alone, and so is trusted.
+fn may_replicate(caller: &Caller, stream: &Stream) -> Result<(), String> {
+    match stream {
+        Stream::Tls(_) => permission::check(caller, Request::Replicate, permission::Broken::NONE)
+            .map_err(|denied| denied.to_string()),
+        Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
+    }
+}
+
+/// The places, and how whoever sits there is told to go.
+pub(super) type Seats = Rc<RefCell<(Places, BTreeMap<Seat, Rc<Notify>>)>>;
+
+/// A place that is taken; given back when dropped.
+struct Seated {
+    seats: Seats,
+    seat: Seat,
+}
+
+impl Seated {
+    fn take(seats: &Seats, id: ReplicaId, leave: &Rc<Notify>) -> Self {
+        let (places, sitting) = &mut *seats.borrow_mut();
+        let (seat, victim) = places.take(id);
+        if let Some(told) = victim.and_then(|victim| sitting.remove(&victim)) {
+            told.notify_one();
+        }
+        sitting.insert(seat, Rc::clone(leave));
+        Self { seats: Rc::clone(seats), seat }
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        let (places, sitting) = &mut *self.seats.borrow_mut();
+        places.leave(self.seat);
+        sitting.remove(&self.seat);
     }
 }
 
 async fn receive(
-    mut stream: TcpStream,
-    own: Own,
-    events: Events,
-    large: Rc<Cell<bool>>,
+    mut stream: Stream,
+    peer: Peer,
+    events: &Events,
+    large: &Rc<Cell<bool>>,
 ) -> anyhow::Result<()> {
-    socket::tune(&stream)?;
-    let hello =
-        tokio::time::timeout(HELLO_WITHIN, greet(&mut stream, &own)).await.context("no greeting")??;
     let mut buffer = BytesMut::new();
     let mut room = None;
     loop {
         while let Some(frame) = take_frame(&mut buffer)? {
             let message = PeerMessage::decode(&frame).map_err(anyhow::Error::msg)?;
-            if message.from != hello.heard.id {
+            if message.from != peer.heard.id {
                 bail!("it speaks for another replica");
             }
             if events.send(Event::Said(message)).await.is_err() {
@@ -226,7 +292,7 @@ async fn receive(
             room = None;
         }
         if room.is_none() && announced(&buffer).is_some_and(|len| len > SMALL_FRAME_BYTES_MAX) {
-            room = Some(LargeFrame::begin(&large)?);
+            room = Some(LargeFrame::begin(large)?);
         }
         buffer.reserve(PIECE_BYTES);
         if stream.read_buf(&mut buffer).await? == 0 {

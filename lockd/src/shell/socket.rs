@@ -1,12 +1,13 @@
-//! Sockets and the clock, as both halves of the conversation use them.
+//! Sockets and the clock, as both halves of the conversation use them, and the way to a lockd.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use csnap_proto::Time;
+use csnap_proto::{Role, Time};
+use csnap_transport::{Address, Stream, Tls};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 /// Data that a peer leaves unacknowledged this long breaks the connection. Its session survives that.
 const USER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,7 +19,7 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 512;
 
 /// This machine's clock as cores know it: it also counts while the machine is suspended.
-pub(crate) fn now() -> Time {
+pub fn now() -> Time {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Time(seconds * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000)
@@ -34,8 +35,25 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// Connects to a lockd: one that proves to be one, or on this machine whoever listens there.
+pub(crate) async fn dial(address: &Address, tls: Option<&Tls>) -> Result<Stream, String> {
+    let text = |error: io::Error| error.to_string();
+    match (address, tls) {
+        (Address::Unix(path), _) => UnixStream::connect(path).await.map(Stream::Unix).map_err(text),
+        (Address::Tcp(tcp), Some(tls)) => {
+            let (stream, caller) = tls.connect(connect(*tcp).await.map_err(text)?).await?;
+            if caller.role != Role::Lockd {
+                return Err(format!("it is {caller}, and no lockd"));
+            }
+            Ok(stream)
+        }
+        (Address::Tcp(tcp), None) if address.is_local() => connect(*tcp).await.map(Stream::Tcp).map_err(text),
+        (Address::Tcp(_), None) => Err("other machines are reached only with a [tls]".to_owned()),
+    }
+}
+
 /// Connects, with the options that both ends have.
-pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;

@@ -6,14 +6,16 @@ use std::thread::JoinHandle;
 use csnap_proto::limits::FRAME_BYTES_MAX;
 use csnap_proto::message::lock::{Flags, FromLockd, LockEvent, LockOp, LockReply, Mode, ValueChange};
 use csnap_proto::{LockId, Name, RequestId, Secret, SessionId, Term, frame};
+use csnap_transport::Address;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::client::election::{ElectionEvent, Eligibility, Leader};
 use crate::client::elector::Elector;
 use crate::client::shell::LockSession;
-use crate::client::{ClientConfig, ClientEvent, Identity, LockClient};
+use crate::client::{ClientConfig, ClientEvent, Identity, LockClient, Lockds};
 
 /// A lockd on a thread of its own. Dropping it stops it where it stands.
 pub(super) struct Running {
@@ -32,7 +34,7 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Starts one; returns when it listens, or with why it does not.
-async fn start(dir: &Path) -> anyhow::Result<Running> {
+pub(super) async fn start(dir: &Path) -> anyhow::Result<Running> {
     start_with(config(dir)).await
 }
 
@@ -182,6 +184,70 @@ fn a_log_that_is_full_is_followed_by_the_next() {
     });
 }
 
+/// A client that knows its cluster, and comes to another's lockd.
+#[test]
+fn a_client_opens_no_session_in_another_cluster() {
+    runtime().block_on(async {
+        let dirs = [0, 1].map(|_| tempfile::tempdir().expect("a directory"));
+        let ours = start(dirs[0].path()).await.expect("starts");
+        let theirs = start(dirs[1].path()).await.expect("starts");
+        let lockds = Lockds::from(vec![ours.address]);
+        assert_eq!(lockds.cluster(), None);
+        lockds.connect_any(0, None).await.expect("the first contact");
+        let cluster = lockds.cluster().expect("learned");
+        let lockds = Lockds::from(vec![theirs.address]).of(cluster);
+        let error = lockds.connect_any(0, None).await.expect_err("refused");
+        assert!(error.contains("it belongs to cluster") && error.lines().count() == 1, "{error}");
+        // Both addresses: the right one is found.
+        let lockds = Lockds::from(vec![theirs.address, ours.address]).of(cluster);
+        let (session, _events) = LockSession::spawn(client(1), lockds);
+        session.operate(lock(Mode::Ex)).await.expect("open");
+        let status = |lockd: &Running| Lockds::from(vec![lockd.address]);
+        assert_eq!(members(&status(&theirs)).await, 0);
+        assert_eq!(members(&status(&ours)).await, 1);
+        ours.stop();
+        theirs.stop();
+    });
+}
+
+#[test]
+fn a_unix_socket_is_a_way_in_for_this_machine_s_operators() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("lockd.sock");
+        let lockd =
+            start_with(LockdConfig { listen_unix: Some(socket.clone()), ..config(&dir.path().join("data")) });
+        let lockd = lockd.await.expect("starts");
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).expect("is there").permissions());
+        assert_eq!(mode & 0o777, 0o660);
+        let (session, _events) = LockSession::spawn(client(1), vec![Address::Unix(socket)]);
+        session.operate(lock(Mode::Ex)).await.expect("open");
+        let broken = session.operate(LockOp::Break { lock: LockId(1) }).await.expect("open");
+        assert!(matches!(broken, LockReply::Broken(_)), "an operator may: {broken:?}");
+        lockd.stop();
+    });
+}
+
+/// How many members a lockd tells of.
+pub(super) async fn members(lockds: &Lockds) -> usize {
+    let mut stream = lockds.connect_any(0, None).await.expect("it greets");
+    let mut bytes = bytes::BytesMut::new();
+    let asks = Frame { id: RequestId(5), term: Term(0), message: ToLockd::Status };
+    frame::encode(&asks, &mut bytes);
+    stream.write_all(&bytes).await.expect("it reads");
+    stream.flush().await.expect("it reads");
+    bytes.clear();
+    loop {
+        stream.read_buf(&mut bytes).await.expect("it answers");
+        if let Some(Frame { message: FromLockd::Status(status), .. }) =
+            frame::decode(&mut bytes).expect("a frame")
+        {
+            return status.members.len();
+        }
+    }
+}
+
 /// Sends bytes; returns when the daemon closed the connection, with what it had said.
 async fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.expect("it listens");
@@ -209,9 +275,14 @@ fn garbage_is_closed_and_a_good_client_does_not_notice() {
         for bytes in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 100_000], long, flipped, status[..40.min(status.len()) - 1].to_vec()] {
             let mut bytes = bytes;
             bytes.extend(std::iter::repeat_n(0xff, 64));
-            assert_eq!(say(lockd.address, &bytes).await, b"");
+            let greeted = [&greeting::encode(None)[..], &bytes].concat();
+            for bytes in [bytes, greeted] {
+                let said = say(lockd.address, &bytes).await;
+                assert!(said.len() <= greeting::GREETING_BYTES, "greeted, and nothing else: {said:?}");
+            }
         }
-        let mut stream = TcpStream::connect(lockd.address).await.expect("it listens");
+        let lockds = Lockds::from(vec![lockd.address]);
+        let mut stream = lockds.connect_any(0, None).await.expect("it greets");
         stream.write_all(&status).await.expect("it reads");
         let mut buffer = bytes::BytesMut::new();
         let answer = loop {

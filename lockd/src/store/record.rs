@@ -41,8 +41,8 @@ use super::StoreError;
 
 /// Version of both formats.
 ///
-/// 1: the first. 2: items and content are a replica's, not a table's.
-pub const VERSION: u32 = 2;
+/// 1: the first. 2: items and content are a replica's, not a table's. 3: its state is lockspaces, not one table.
+pub const VERSION: u32 = 3;
 
 /// Most bytes of items in one batch: many of the largest commands, and small beside a log.
 pub const BATCH_BYTES_MAX: usize = 64 << 10;

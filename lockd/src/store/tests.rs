@@ -10,7 +10,7 @@ use csnap_storage::sim::{Fault, FaultError, OperationKind, SimDisk, SimNode, Sim
 use bytes::Bytes;
 use csnap_storage::{BLOCK_BYTES, Storage};
 
-use super::record::{BATCH_BYTES_MAX, LogPlace, encode_batch};
+use super::record::{self, BATCH_BYTES_MAX, LogPlace, encode_batch};
 use super::table::Store;
 use super::*;
 use crate::canary::Broken;
@@ -230,8 +230,9 @@ fn batches_of_another_place_generation_or_directory_are_none() {
 #[test]
 fn another_version_and_a_damaged_snapshot_are_refused() {
     let disk = five_batches();
-    disk.poke("snapshot", 8, &3u32.to_le_bytes()).expect("exists");
-    assert_eq!(open(&disk).err(), Some(StoreError::Version { file: "snapshot".into(), found: 3 }));
+    let found = record::VERSION + 1;
+    disk.poke("snapshot", 8, &found.to_le_bytes()).expect("exists");
+    assert_eq!(open(&disk).err(), Some(StoreError::Version { file: "snapshot".into(), found }));
     for at in [0, 13, 33, 50, 64] {
         let disk = five_batches();
         disk.poke("snapshot", at, &[0xaa]).expect("exists");

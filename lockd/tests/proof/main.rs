@@ -13,6 +13,7 @@
 #[cfg(feature = "canary")]
 mod canaries;
 mod model;
+mod moved;
 mod random;
 mod search;
 mod store;

@@ -31,7 +31,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % n.max(1) as u64).expect("below a usize")
     }
 
@@ -343,6 +343,16 @@ pub(crate) fn run(
     first_seed: u64,
     table: impl Fn() -> Table,
 ) -> BTreeMap<&'static str, u64> {
+    run_with(operations, first_seed, table, |_| {})
+}
+
+/// The same, with something that nobody may notice after each step.
+pub(crate) fn run_with(
+    operations: u64,
+    first_seed: u64,
+    table: impl Fn() -> Table,
+    mut between: impl FnMut(&mut Table),
+) -> BTreeMap<&'static str, u64> {
     let mut tally = BTreeMap::new();
     for (at, seed) in (first_seed..).enumerate() {
         let left = operations.saturating_sub(at as u64 * HISTORY);
@@ -353,6 +363,7 @@ pub(crate) fn run(
         let mut history = History::new(table());
         for step in 0..left.min(HISTORY) {
             history.step(&mut dice);
+            between(&mut history.table);
             if step % 16 == 0 {
                 history.compare_all();
                 history.resume(&mut dice);

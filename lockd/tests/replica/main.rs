@@ -9,6 +9,7 @@ mod hostile;
 mod judge;
 mod net;
 mod node;
+mod operators;
 mod plan;
 mod replicated;
 mod storm;

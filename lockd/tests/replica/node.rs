@@ -36,6 +36,8 @@ pub(crate) struct Running {
     log: Option<Log>,
     writing: Option<Task<'static, (Log, StoreResult<Wrote>)>>,
     waiting: Vec<Write>,
+    /// What came and waits for the next step.
+    gathered: Vec<Input>,
     /// Proposed and not committed, since it leads.
     pub(crate) proposed: VecDeque<Bytes>,
     pub(crate) rolls: u64,
@@ -46,8 +48,8 @@ impl Running {
         let state = &saved.base.image.state;
         let machine = if state.is_empty() { Machine::default() } else { Machine::decode(state) };
         let replica = Replica::new(now, config, saved);
-        let (waiting, proposed) = (Vec::new(), VecDeque::new());
-        Self { replica, machine, log: Some(log), writing: None, waiting, proposed, rolls: 0 }
+        let (waiting, gathered, proposed) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { replica, machine, log: Some(log), writing: None, waiting, gathered, proposed, rolls: 0 }
     }
 
     /// Keeps a write until the disk is at rest.
@@ -143,12 +145,23 @@ impl Node {
         Ok(true)
     }
 
+    /// What was gathered, and this: settled together.
     pub(crate) fn step(&mut self, now: Time, input: Input) -> Vec<Output> {
         let mut out = Vec::new();
         if let Some(running) = self.running() {
-            running.replica.step(now, input, &mut out);
+            for input in running.gathered.drain(..).chain([input]) {
+                running.replica.take_in(now, input, &mut out);
+            }
+            running.replica.settle(&mut out);
         }
         out
+    }
+
+    /// Leaves an input to the next step.
+    pub(crate) fn gather(&mut self, input: Input) {
+        if let Some(running) = self.running() {
+            running.gathered.push(input);
+        }
     }
 
     pub(crate) fn stop(&mut self) {

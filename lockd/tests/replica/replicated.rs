@@ -10,19 +10,19 @@ use csnap_lockd::replica::{
 };
 use csnap_lockd::replicated::{Input, Output, Replicated};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
-use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
+use csnap_proto::{Caller, EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
 
 const SESSION: SessionId = SessionId([1; 16]);
 const SECRET: Secret = Secret([2; 16]);
 const LEASE_MS: u64 = 1000;
 
-struct Trio {
+pub(super) struct Trio {
     now: u64,
-    lockds: Vec<Option<Replicated>>,
+    pub(super) lockds: Vec<Option<Replicated>>,
     messages: VecDeque<(usize, PeerMessage)>,
     /// What was said to clients, by which lockd.
-    said: Vec<(usize, FromLockd)>,
-    closed: Vec<(usize, Option<String>)>,
+    pub(super) said: Vec<(usize, FromLockd)>,
+    pub(super) closed: Vec<(usize, Option<String>)>,
 }
 
 impl Trio {
@@ -41,10 +41,10 @@ impl Trio {
     }
 
     /// One step, and all that follows from it at once.
-    fn step(&mut self, n: usize, input: Input) {
+    pub(super) fn step(&mut self, n: usize, input: Input) {
         let mut inputs = VecDeque::from([(n, input)]);
         while let Some((n, input)) = inputs.pop_front().or_else(|| self.next_message()) {
-            let Some(lockd) = &mut self.lockds[n] else { continue };
+            let Some(Some(lockd)) = self.lockds.get_mut(n) else { continue };
             let mut out = Vec::new();
             lockd.step(Time(self.now), input, &mut out).expect("commands of this version");
             for output in out {
@@ -69,12 +69,12 @@ impl Trio {
     }
 
     /// Lets time pass until something is so; panics where that takes more than ten seconds.
-    fn until(&mut self, done: impl Fn(&Self) -> bool) {
+    pub(super) fn until(&mut self, done: impl Fn(&Self) -> bool) {
         let most = self.now + 10_000_000;
         while !done(self) {
             assert!(self.now < most, "it never comes to that");
             self.now += 1_000;
-            for n in 0..3 {
+            for n in 0..self.lockds.len() {
                 let due = |lockd: &Replicated| lockd.next_deadline().is_some_and(|at| at.0 <= self.now);
                 if self.lockds[n].as_ref().is_some_and(due) {
                     self.step(n, Input::Tick);
@@ -83,30 +83,41 @@ impl Trio {
         }
     }
 
-    fn leader(&self) -> Option<usize> {
-        (0..3).find(|n| self.lockds[*n].as_ref().is_some_and(|lockd| lockd.lockd().leads()))
+    /// One more, with an empty disk; it knows of no group.
+    pub(super) fn start_empty(&mut self) -> usize {
+        let n = self.lockds.len();
+        let id = ReplicaId(n as u64 + 1);
+        let config = ReplicaConfig { timing: Timing::DEFAULT, seed: 7, broken: Broken::NONE };
+        let (node, saved) =
+            (Name::new(format!("n{}", n + 1)).expect("a name"), Saved { id, base: Base::empty() });
+        self.lockds.push(Some(Replicated::new(Time(self.now), config, node, 1, saved).expect("nothing yet")));
+        n
+    }
+
+    pub(super) fn leader(&self) -> Option<usize> {
+        (0..self.lockds.len()).find(|n| self.lockds[*n].as_ref().is_some_and(|lockd| lockd.lockd().leads()))
     }
 
     /// A client opens or resumes, through a new connection.
-    fn ask(&mut self, n: usize, connection: u64, message: ToLockd) {
+    pub(super) fn ask(&mut self, n: usize, connection: u64, message: ToLockd) {
         let id = ConnectionId(connection);
-        self.step(n, Input::Opened(id));
+        self.step(n, Input::Opened(id, Caller::local()));
         self.step(n, Input::Received(id, Frame { id: RequestId(1), term: Term(0), message }));
     }
 
-    fn knows_session(&self, n: usize) -> bool {
+    pub(super) fn knows_session(&self, n: usize) -> bool {
         let lockd = self.lockds[n].as_ref().expect("it runs");
         !lockd.lockd().table().members().is_empty()
     }
 }
 
-fn open() -> ToLockd {
+pub(super) fn open() -> ToLockd {
     let node = Name::new("n1").expect("a name");
     ToLockd::Open { session: SESSION, secret: SECRET, node, lease_ms: LEASE_MS, info: vec![] }
 }
 
 /// A group whose leader opened a session.
-fn with_session() -> (Trio, usize) {
+pub(super) fn with_session() -> (Trio, usize) {
     let mut trio = Trio::new(Timing::DEFAULT, 5);
     trio.until(|trio| trio.leader().is_some());
     let leader = trio.leader().expect("there is one");
@@ -169,12 +180,17 @@ fn a_leader_without_its_majority_stops_leading() {
     trio.lockds[(leader + 1) % 3] = None;
     trio.lockds[(leader + 2) % 3] = None;
     trio.until(|trio| trio.leader().is_none());
+    // Whoever asks waits for the next leader, for a while.
     trio.ask(leader, 11, open());
-    assert!(
-        trio.closed
-            .iter()
-            .any(|(n, why)| *n == leader && why.as_deref() == Some("no lockd leads at present"))
-    );
+    let sent_away = |trio: &Trio| {
+        let why = |(n, why): &(usize, Option<String>)| {
+            *n == leader && why.as_deref() == Some("no lockd leads at present")
+        };
+        trio.closed.iter().any(why)
+    };
+    assert!(!sent_away(&trio));
+    trio.until(sent_away);
+    assert!(trio.said.contains(&(leader, FromLockd::NotLeader { leader: vec![] })));
 }
 
 /// In virtual time, where messages and disks take none: what the waits alone cost.

@@ -19,6 +19,9 @@ use crate::plan::Plan;
 /// After the storm everything must be as it should within this, microseconds.
 const HEALS_WITHIN: u64 = 8_000_000;
 
+/// How often a process is busy when something comes.
+const BUSY: f64 = 0.2;
+
 #[derive(Debug)]
 pub(crate) enum Event {
     Timer { seat: Seat, life: u64 },
@@ -164,7 +167,7 @@ impl World {
             }
             Event::Deliver { bytes, .. } => {
                 let message = PeerMessage::decode(&bytes).map_err(|what| format!("a message: {what}"))?;
-                self.step(seat, Input::Received(message))
+                self.step_or_gather(seat, Input::Received(message))
             }
             _ => Ok(()),
         }
@@ -347,7 +350,18 @@ impl World {
             return Ok(());
         }
         running.proposed.push_back(command.clone());
-        self.step(seat, Input::Propose(command))
+        self.step_or_gather(seat, Input::Propose(command))
+    }
+
+    /// A process takes in together what came while it was busy.
+    fn step_or_gather(&mut self, seat: Seat, input: Input) -> Verdict {
+        if !self.rng.chance(BUSY) {
+            return self.step(seat, input);
+        }
+        let (wakes, life) = (1 + self.rng.below(200), self.nodes[seat].life);
+        self.nodes[seat].gather(input);
+        self.later(wakes, Event::Timer { seat, life });
+        Ok(())
     }
 
     /// The established leader of the latest term.

@@ -5,21 +5,28 @@
 //! session and replayed from the last one that the owner saw.
 //!
 //! Files: here the session and the modes; `operation`: what is asked and answered; `event`: what is told; `flags`;
-//! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown.
+//! `value`: value blocks and holders; `key`: the configuration store; `view`: locks as they are shown; `group`: the lockds
+//! themselves; `space`: lockspaces and how they move.
 
 mod event;
 mod flags;
+mod group;
 mod key;
 mod operation;
+mod space;
 mod value;
 mod view;
+
+use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::event::{LockEvent, Loss};
 pub use self::flags::Flags;
+pub use self::group::{GroupReply, GroupRequest, GroupView, ReplicaNumber, ReplicaView};
 pub use self::key::{Expect, KeyOp, KeyReply, KeyView};
 pub use self::operation::{LockOp, LockReply, Told, Watched};
+pub use self::space::{Manifest, SpaceReply, SpaceRequest, SpaceState, SpaceView, Way};
 pub use self::value::{Holder, Owner, ValueBlock, ValueChange};
 pub use self::view::{Fenced, ListedLock, LockRow, LockView, LockdStatus, Member, QueuedView, ResourceView};
 use super::Family;
@@ -89,6 +96,15 @@ pub enum ToLockd {
     },
     /// Who am I talking to; needs no session. → [`FromLockd::Status`].
     Status,
+    /// An operator's, about the lockds themselves; needs no session. → [`FromLockd::Group`].
+    Group(GroupRequest),
+    /// The Open or Resume that follows is about this lockspace; without it, about `default`. Not answered.
+    Enter {
+        /// Which.
+        space: Name,
+    },
+    /// Something with lockspaces themselves; needs no session. → [`FromLockd::Space`].
+    Space(SpaceRequest),
 }
 
 /// Lockd to client.
@@ -131,6 +147,20 @@ pub enum FromLockd {
         /// One line for people.
         reason: String,
     },
+    /// Another one leads, or nobody that is known: nothing of what was asked was done. The connection is closed.
+    NotLeader {
+        /// Where the leader listens; empty if that is not known. Whoever asks knows the others as well: this is a hint.
+        leader: Vec<SocketAddr>,
+    },
+    /// Answer to an operator.
+    Group(GroupReply),
+    /// The lockspace is served by another group: go on there, with the same session. The connection ends.
+    Moved {
+        /// Where that group is found.
+        to: Vec<SocketAddr>,
+    },
+    /// Answer to a [`ToLockd::Space`].
+    Space(SpaceReply),
 }
 
 fn check_text(text: &str, bytes_max: usize, what: &'static str) -> Result<(), &'static str> {
@@ -144,6 +174,7 @@ impl Message for ToLockd {
         match self {
             Self::Open { info, .. } => operation::check_info(info),
             Self::Operate { op, .. } => op.check(),
+            Self::Space(request) => request.check(),
             _ => Ok(()),
         }
     }
@@ -151,4 +182,14 @@ impl Message for ToLockd {
 
 impl Message for FromLockd {
     const FAMILY: Family = Family::FromLockd;
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::NotLeader { leader } => group::check_addresses(leader),
+            Self::Group(reply) => reply.check(),
+            Self::Moved { to } => space::check_addresses(to),
+            Self::Space(reply) => reply.check(),
+            _ => Ok(()),
+        }
+    }
 }

@@ -2,8 +2,11 @@
 //!
 //! - [`stamp`]: every sector says which write it is; [`sector`]: what a sector may hold, now and after a power loss;
 //! - [`spans`]: sets of instants; a snapshot is *exact*: all its reads agree on one instant between its create and its OK;
-//! - [`volume`]: a volume with its snapshots; [`terms`]: what servers acted upon, and what their successors have.
+//! - [`volume`]: a volume with its snapshots; [`terms`]: what servers acted upon, and what their successors have;
+//! - [`group`]: the lockds, and who led; [`mutex`]: a register that refuses old terms.
 
+pub mod group;
+pub mod mutex;
 pub mod sector;
 pub mod spans;
 pub mod stamp;
@@ -12,6 +15,8 @@ pub mod volume;
 
 use csnap_proto::Name;
 
+pub use group::Group;
+pub use mutex::Mutex;
 pub use stamp::Stamp;
 pub use terms::Terms;
 pub use volume::{Life, Snapshot, Volume};

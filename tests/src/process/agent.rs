@@ -19,10 +19,9 @@ use csnap_server::term::names;
 use csnap_storage::sim::SimStorage;
 use csnap_storage::{Access, Storage, StorageError};
 
+use super::session::lockd_address_of;
 use crate::net::NetConn;
-use crate::sim::{
-    Event, Happening, HostId, LOCKD_ADDRESS, ProcId, Sim, Spawn, agent_address, frames, node_name,
-};
+use crate::sim::{Event, Happening, HostId, ProcId, Sim, Spawn, agent_address, frames, node_name};
 use crate::tasks::Tasks;
 
 /// A probe ends after this, microseconds.
@@ -33,7 +32,8 @@ const SAVE_WITHIN: u64 = 3_000;
 
 /// What a connect is for, by its tag.
 enum Purpose {
-    Lockd(u64),
+    /// The attempt, and lockds that it came past.
+    Lockd(u64, u64),
     Ticket(Ticket),
     Errand(u64),
 }
@@ -149,19 +149,22 @@ impl AgentProc {
                 }
             }
             Event::Timer(timer) => self.on_timer(sim, timer),
-            Event::Ask(_) => {}
+            Event::Ask(_) | Event::Said(_) => {}
         }
     }
 
     fn on_connected(&mut self, sim: &mut Sim, tag: u64, conn: Option<NetConn>) {
         match (self.connects.remove(&tag), conn) {
-            (Some(Purpose::Lockd(attempt)), Some(conn)) => {
+            (Some(Purpose::Lockd(attempt, _)), Some(conn)) => {
                 if let Some((_, older)) = self.lockd.replace((attempt, conn)) {
                     sim.close(self.id, older);
                 }
                 self.turn(sim, Input::Lockd(ClientInput::Connected { attempt }));
             }
-            (Some(Purpose::Lockd(attempt)), None) => {
+            (Some(Purpose::Lockd(attempt, passed)), None) if passed + 1 < sim.plan.lockds.len() as u64 => {
+                self.connect_lockd(sim, attempt, passed + 1);
+            }
+            (Some(Purpose::Lockd(attempt, _)), None) => {
                 self.turn(sim, Input::Lockd(ClientInput::Disconnected { attempt }));
             }
             (Some(Purpose::Ticket(ticket)), conn) => {
@@ -288,13 +291,13 @@ impl AgentProc {
 
     fn pass_to_lockd(&mut self, sim: &mut Sim, output: ClientOutput) -> Option<Input> {
         match output {
-            ClientOutput::Connect { attempt } => self.connect(sim, LOCKD_ADDRESS, Purpose::Lockd(attempt)),
+            ClientOutput::Connect { attempt } => self.connect_lockd(sim, attempt, 0),
             ClientOutput::Disconnect { attempt } => {
                 if let Some((_, conn)) = self.lockd.take_if(|(mine, _)| *mine == attempt) {
                     sim.close(self.id, conn);
                 }
                 self.connects
-                    .retain(|_, purpose| !matches!(purpose, Purpose::Lockd(mine) if *mine == attempt));
+                    .retain(|_, purpose| !matches!(purpose, Purpose::Lockd(mine, _) if *mine == attempt));
             }
             ClientOutput::Send { attempt, frame } => {
                 let Some((_, conn)) = self.lockd.filter(|(mine, _)| *mine == attempt) else {
@@ -304,9 +307,18 @@ impl AgentProc {
                 self.resumed &= !matches!(frame.message, ToLockd::Open { .. });
                 sim.send(self.id, conn, &frame);
             }
+            ClientOutput::Moved { to } => {
+                sim.violation(format!("there is one group of lockds, and not {to:?}"));
+            }
             ClientOutput::Event(event) => unreachable!("the core keeps events to itself: {event:?}"),
         }
         None
+    }
+
+    /// Another one first with each attempt.
+    fn connect_lockd(&mut self, sim: &mut Sim, attempt: u64, passed: u64) {
+        let address = lockd_address_of(sim, attempt + passed);
+        self.connect(sim, &address, Purpose::Lockd(attempt, passed));
     }
 
     fn connect(&mut self, sim: &mut Sim, address: &str, purpose: Purpose) {

@@ -1,17 +1,17 @@
-//! The lock manager's process: its core, and its log on a disk of its own. A group of one.
+//! A lock manager's process: its core with its replica, and its log on a disk of its own. Alone, or one of a group.
 
-use csnap_lockd::canary::Broken;
 use csnap_lockd::core::ConnectionId;
-use csnap_lockd::replica::{Base, ClusterId, ReplicaConfig, ReplicaLog, Saved, Timing, Write, Wrote};
+use csnap_lockd::replica::{
+    Base, ClusterId, PeerMessage, Replica, ReplicaConfig, ReplicaLog, Saved, Write, Wrote,
+};
 use csnap_lockd::replicated::{Input, Output, Replicated};
 use csnap_lockd::store::{LOG_BYTES_MIN, StoreError, StoreOptions};
-use csnap_proto::Name;
-use csnap_proto::Time;
 use csnap_proto::message::lock::ToLockd;
+use csnap_proto::{Caller, Name, Time};
 use csnap_storage::sim::SimStorage;
 
 use crate::net::NetConn;
-use crate::sim::{Event, HostId, LOCKD_ADDRESS, ProcId, Sim, frames};
+use crate::sim::{Ask, Event, HostId, ProcId, Sim, frames, lockd_address};
 use crate::tasks::Tasks;
 
 /// A store that another lockd has (one that was just killed) is tried again after this, microseconds.
@@ -28,6 +28,7 @@ enum Ended {
 pub struct LockdProc {
     id: ProcId,
     host: HostId,
+    seat: usize,
     tasks: Tasks<Ended>,
     core: Option<Replicated>,
     /// At rest.
@@ -40,7 +41,8 @@ pub struct LockdProc {
 impl LockdProc {
     pub(super) fn start(sim: &mut Sim, id: ProcId, host: HostId) -> Self {
         let tasks = Tasks::new(id, sim.ready.clone());
-        Self { id, host, tasks, core: None, log: None, waiting: Vec::new(), based: false }
+        let seat = sim.plan.lockds.iter().position(|its| *its == host).expect("lockds have their hosts");
+        Self { id, host, seat, tasks, core: None, log: None, waiting: Vec::new(), based: false }
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -53,18 +55,17 @@ impl LockdProc {
         self.core.as_ref().map_or(0, |core| core.lockd().in_flight())
     }
 
+    /// Its replica, once its disk was opened.
+    #[must_use]
+    pub fn replica(&self) -> Option<&Replica> {
+        Some(self.core.as_ref()?.replica())
+    }
+
     pub(super) fn on_event(&mut self, sim: &mut Sim, event: Event) {
         match event {
-            Event::Start | Event::Timer(_) => {
-                let (storage, fresh_id) = (sim.local(self.id), sim.draw());
-                let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES_MIN, broken: Broken::default() };
-                let first =
-                    move |id| Base::alone(ClusterId(fresh_id), id, String::new(), Replicated::first_state());
-                self.tasks
-                    .spawn(async move { Ended::Opened(ReplicaLog::open(storage, options, first).await) });
-            }
+            Event::Start | Event::Timer(_) => self.open(sim),
             Event::Tick => self.step(sim, Input::Tick),
-            Event::Accepted(conn) => self.step(sim, Input::Opened(ConnectionId(conn.0))),
+            Event::Accepted(conn) => self.step(sim, Input::Opened(ConnectionId(conn.0), Caller::local())),
             Event::Closed { conn } => self.step(sim, Input::Closed(ConnectionId(conn.0))),
             Event::Received { conn, payload } => {
                 for frame in frames::<ToLockd>(&payload.bytes) {
@@ -76,26 +77,34 @@ impl LockdProc {
                     self.on_ended(sim, ended);
                 }
             }
+            Event::Said(bytes) => match PeerMessage::decode(&bytes) {
+                Ok(message) => self.step(sim, Input::Peer(message)),
+                Err(what) => sim.violation(format!("a lockd said what none says: {what}")),
+            },
+            Event::Ask(Ask::Transfer(to)) => self.step(sim, Input::Transfer(to)),
+            Event::Ask(Ask::Change(change)) => self.step(sim, Input::Change(change)),
             Event::Connected { .. } | Event::Ended(_) | Event::Ask(_) => {}
         }
     }
 
+    fn open(&mut self, sim: &mut Sim) {
+        let (storage, fresh_id) = (sim.local(self.id, self.seat), sim.draw());
+        let (alone, broken) = (self.is_alone(sim), sim.plan.canaries.lockd);
+        let options = StoreOptions { fresh_id, log_bytes: LOG_BYTES_MIN, broken };
+        let first = move |id| match alone {
+            true => Base::alone(ClusterId(fresh_id), id, String::new(), Replicated::first_state()),
+            false => Base::empty(),
+        };
+        self.tasks.spawn(async move { Ended::Opened(ReplicaLog::open(storage, options, first).await) });
+    }
+
+    fn is_alone(&self, sim: &Sim) -> bool {
+        sim.plan.lockds.len() == 1
+    }
+
     fn on_ended(&mut self, sim: &mut Sim, ended: Ended) {
         match ended {
-            Ended::Opened(Ok((log, saved))) => {
-                let node = Name::new("lockd1").expect("a valid name");
-                let config = ReplicaConfig {
-                    timing: Timing::DEFAULT,
-                    seed: u64::from(self.id.0),
-                    broken: Broken::default(),
-                };
-                let now = sim.clock(self.host);
-                match Replicated::new(now, config, node, self.id.0, saved) {
-                    Ok(core) => (self.core, self.log) = (Some(core), Some(log)),
-                    Err(error) => return self.fail(sim, &error.to_string()),
-                }
-                self.step(sim, Input::Tick);
-            }
+            Ended::Opened(Ok((log, saved))) => self.begin(sim, log, saved),
             Ended::Opened(Err(StoreError::Busy)) => sim.tell(AGAIN, self.id, Event::Timer(0)),
             Ended::Wrote { log, result: Ok(Wrote { number, .. }) } => {
                 self.log = Some(log);
@@ -105,13 +114,39 @@ impl LockdProc {
                 }
             }
             Ended::Opened(Err(error)) | Ended::Wrote { result: Err(error), .. } => {
-                self.fail(sim, &error.to_string());
+                let damaged = matches!(error, StoreError::Corrupt { .. } | StoreError::Version { .. });
+                self.fail(sim, &error.to_string(), damaged);
             }
         }
     }
 
-    fn fail(&mut self, sim: &mut Sim, error: &str) {
-        sim.violation(format!("lockd on a sound medium: {error}"));
+    fn begin(&mut self, sim: &mut Sim, log: Log, saved: Saved) {
+        let node = Name::new(lockd_address(self.seat)).expect("a valid name");
+        let config = ReplicaConfig {
+            timing: sim.plan.elections,
+            seed: u64::from(self.id.0),
+            broken: sim.plan.canaries.lockd,
+        };
+        let (now, id) = (sim.clock(self.host), saved.id);
+        match Replicated::new(now, config, node, self.id.0, saved) {
+            Ok(core) => (self.core, self.log) = (Some(core.breaking(sim.plan.canaries.table)), Some(log)),
+            Err(error) => return self.fail(sim, &error.to_string(), true),
+        }
+        if sim.group.opened(self.seat, id) {
+            sim.tally.reached("a lockd came back with an empty disk");
+        }
+        if !self.is_alone(sim) {
+            sim.net.listen(&lockd_address(self.seat), self.id, self.host);
+        }
+        self.step(sim, Input::Tick);
+    }
+
+    /// Its disk failed it: it ends. Without a fault of the medium that must not happen, and damage never.
+    fn fail(&mut self, sim: &mut Sim, error: &str, damaged: bool) {
+        if damaged || !sim.group.failing.contains(&self.seat) {
+            sim.violation(format!("lockd {} on a sound medium: {error}", self.seat));
+        }
+        sim.tally.reached("a lockd ended because its disk failed it");
         sim.exit(self.id, error.to_owned());
     }
 
@@ -119,21 +154,40 @@ impl LockdProc {
         let Some(core) = &mut self.core else { return };
         let mut out = Vec::new();
         if let Err(error) = core.step(sim.clock(self.host), input, &mut out) {
-            return self.fail(sim, &error.to_string());
+            return self.fail(sim, &error.to_string(), true);
         }
         for output in out {
             match output {
                 Output::Write(write) => self.waiting.push(write),
                 Output::Send(conn, frame) => sim.send(self.id, NetConn(conn.0), &frame),
                 Output::Close(conn, _) => sim.close(self.id, NetConn(conn.0)),
-                // Nobody waits for a lockd that is about to lead, so it listens only then.
-                Output::Leads { .. } => sim.net.listen(LOCKD_ADDRESS, self.id, self.host),
-                Output::Peer(_) | Output::Follows | Output::Members(_) | Output::Refused(_) => {
+                // Nobody waits for a lockd alone that is about to lead, so it listens only then.
+                Output::Leads { .. } if self.is_alone(sim) => {
+                    sim.net.listen(&lockd_address(self.seat), self.id, self.host);
+                }
+                Output::Leads { term } => self.leads(sim, term),
+                Output::Denied(_, denied) => sim.violation(denied.to_string()),
+                _ if self.is_alone(sim) => {
                     sim.violation("a lockd alone has no others to deal with".to_owned());
+                }
+                Output::Peer(message) => sim.say(self.host, &message),
+                Output::Follows => sim.tally.did("lockds deposed", 1),
+                Output::Members(_) => sim.tally.did("groups of lockds seen", 1),
+                Output::Refused(_) => {}
+                Output::Call(..) | Output::Say(..) | Output::HangUp(_) => {
+                    sim.violation("no lockspace moves".to_owned());
                 }
             }
         }
         self.write(sim);
+    }
+
+    fn leads(&mut self, sim: &mut Sim, term: u64) {
+        let Some(id) = self.replica().map(Replica::id) else { return };
+        let verdict = sim.group.leads(term, id);
+        if sim.judge(verdict) == Some(true) {
+            sim.tally.reached("another lockd led");
+        }
     }
 
     /// Gives the log what waits, if it is at rest.

@@ -2,10 +2,14 @@
 //! one does, and nothing more: it moves events, carries outputs out in order, and dies when it is killed.
 
 pub mod agent;
+pub mod contender;
 pub mod exporter;
+pub mod holder;
 pub mod lockd;
 pub mod operator;
+pub mod register;
 pub mod server;
+pub mod session;
 
 use csnap_proto::Time;
 
@@ -23,6 +27,12 @@ pub enum Process {
     Lockd(Box<lockd::LockdProc>),
     /// A command of an operator.
     Operator(Box<operator::OperatorProc>),
+    /// A client of locks and keys.
+    Contender(Box<contender::ContenderProc>),
+    /// A client of the fenced register.
+    Holder(Box<holder::HolderProc>),
+    /// The fenced register.
+    Register(Box<register::RegisterProc>),
 }
 
 impl Process {
@@ -37,6 +47,9 @@ impl Process {
             Spawn::Exporter => Self::Exporter(Box::new(exporter::ExporterProc::start(sim, id, host))),
             Spawn::Lockd => Self::Lockd(Box::new(lockd::LockdProc::start(sim, id, host))),
             Spawn::Operator => Self::Operator(Box::new(operator::OperatorProc::start(sim, id, host))),
+            Spawn::Contender => Self::Contender(Box::new(contender::ContenderProc::start(sim, id, host))),
+            Spawn::Holder => Self::Holder(Box::new(holder::HolderProc::start(sim, id, host))),
+            Spawn::Register => Self::Register(Box::new(register::RegisterProc::start(id, host))),
         }
     }
 
@@ -48,6 +61,9 @@ impl Process {
             Self::Exporter(process) => process.on_event(sim, event),
             Self::Lockd(process) => process.on_event(sim, event),
             Self::Operator(process) => process.on_event(sim, event),
+            Self::Contender(process) => process.on_event(sim, event),
+            Self::Holder(process) => process.on_event(sim, event),
+            Self::Register(process) => process.on_event(sim, event),
         }
     }
 
@@ -60,6 +76,9 @@ impl Process {
             Self::Exporter(process) => process.deadline(),
             Self::Lockd(process) => process.deadline(),
             Self::Operator(process) => process.deadline(),
+            Self::Contender(process) => process.deadline(),
+            Self::Holder(process) => process.deadline(),
+            Self::Register(_) => None,
         }
     }
 
@@ -72,6 +91,9 @@ impl Process {
             Self::Exporter(_) => "exporter",
             Self::Lockd(_) => "lockd",
             Self::Operator(_) => "operator",
+            Self::Contender(_) => "contender",
+            Self::Holder(_) => "holder",
+            Self::Register(_) => "register",
         }
     }
 }

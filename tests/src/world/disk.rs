@@ -5,12 +5,12 @@ use csnap_storage::sim::OperationKind;
 use super::{Deed, FREEZE_MAX, Script, Slot, Trap, Undo, World};
 use crate::plan::Spot;
 use crate::process::Process;
-use crate::sim::{Happening, LOCAL, POOL, ProcId};
+use crate::sim::{Happening, POOL, ProcId};
 
 impl World {
     /// Operations that were asked for since get the time that they will take.
     pub(super) fn give_time(&mut self) {
-        for disk in [POOL, LOCAL] {
+        for disk in 0..self.sim.disks.len() {
             let submitted = self.sim.disks[disk].operations();
             if submitted == self.seen[disk] {
                 continue;

@@ -25,6 +25,10 @@ const PATIENCE: u64 = 60_000_000;
 impl World {
     pub(super) fn end_all(&mut self) {
         self.calm_down();
+        self.calm_contenders();
+        if !self.expect_of_locks() {
+            return;
+        }
         if !self.expect("everything that waited is answered", |world| {
             world.operators.are_idle() && world.guests_are_quiet() && world.serving().is_some()
         }) {
@@ -37,6 +41,7 @@ impl World {
         if !self.read_all_snapshots() {
             return;
         }
+        self.check_history();
         self.check_medium();
         if self.sim.violation.is_none() {
             self.delete_all();
@@ -45,13 +50,17 @@ impl World {
 
     /// Liveness: without faults this comes within a bounded time.
     fn expect(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> bool {
-        let until = self.sim.now() + PATIENCE;
+        self.expect_within(PATIENCE, what, done)
+    }
+
+    pub(super) fn expect_within(&mut self, patience: u64, what: &str, done: impl Fn(&Self) -> bool) -> bool {
+        let until = self.sim.now() + patience;
         let came = self.run_until(until, done);
         if !came && self.sim.violation.is_none() {
             let waiting = self.waiting_guests();
             let (operators, serving) = (&self.operators, self.serving());
             let text = format!(
-                "not within {PATIENCE} us of calm: {what}; serving: {serving:?}; {waiting:?}; {operators:?}"
+                "not within {patience} us of calm: {what}; serving: {serving:?}; {waiting:?}; {operators:?}"
             );
             self.sim.violation(text);
         }

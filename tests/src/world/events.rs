@@ -84,6 +84,7 @@ impl World {
             Script::Undo(undo) => self.undo(undo),
             Script::Strike { deed: Deed::PowerLoss, .. } => self.strike(crate::plan::Fault::PowerLoss),
             Script::Strike { proc, .. } => self.kill(proc, false),
+            Script::Lockds => self.look_after_lockds(),
             Script::Restart { host, what } => {
                 if self.sim.find(host, what.name()).is_none() {
                     self.sim.spawn(host, what);

@@ -42,6 +42,7 @@ impl World {
             Some(Process::Lockd(lockd)) if lockd.in_flight() > 0 => {
                 sim.tally.reached("lockd was killed with commands in flight");
             }
+            Some(Process::Contender(contender)) => contender.on_killed(sim),
             Some(Process::Server(server)) if server.is_taking_over() => {
                 sim.tally.reached("a server was killed while it took over");
             }

@@ -5,6 +5,8 @@
 //!
 //! - `events`: what happens next; `life`: processes come and go; `disk`: operations take their time;
 //! - `guests`: virtual machines that write, flush, trim and read; `operators`: people and what they ask;
+//! - `lockds`: their group, what befalls one of them, and who looks after it;
+//! - `mutex`: worlds of lockds and a register alone;
 //! - `scene`: worlds driven by hand; `storm`: faults; `ending`: calm, then everything is looked at, down to the medium.
 
 mod disk;
@@ -12,6 +14,8 @@ mod ending;
 mod events;
 mod guests;
 mod life;
+mod lockds;
+mod mutex;
 mod operators;
 mod scene;
 mod storm;
@@ -19,7 +23,7 @@ mod storm;
 use std::collections::{BTreeMap, VecDeque};
 
 use csnap_server::term::create_pool;
-use csnap_storage::sim::{OperationKind, SimNode, executor};
+use csnap_storage::sim::{OperationKind, SimDisk, SimNode, executor};
 
 pub use self::guests::Guest;
 pub use self::operators::{Errand, Operators};
@@ -28,7 +32,7 @@ pub use self::storm::Undo;
 use crate::model::Volume;
 use crate::plan::{Plan, Spot};
 use crate::process::Process;
-use crate::sim::{Event, Happening, HostId, LOCAL, POOL, ProcId, Sim, Spawn};
+use crate::sim::{Event, Happening, HostId, POOL, ProcId, Sim, Spawn};
 use crate::tally::Tally;
 
 /// A tick that changed nothing comes again after this at the earliest, microseconds: no core may spin.
@@ -58,6 +62,8 @@ pub enum Script {
     Strike { deed: Deed, proc: ProcId },
     /// A daemon is started again.
     Restart { host: HostId, what: Spawn },
+    /// Who runs the lockds looks after them.
+    Lockds,
 }
 
 struct Slot {
@@ -84,6 +90,8 @@ pub struct Outcome {
     pub violation: Option<String>,
     /// The longest that a guest waited, microseconds.
     pub longest_wait: u64,
+    /// The longest that a client stood in a queue for a lock, microseconds.
+    pub longest_turn: u64,
     /// The trace, if it was kept.
     pub trace: Vec<String>,
 }
@@ -97,7 +105,7 @@ pub struct World {
     operators: Operators,
     last_attachment: u64,
     /// Operations of each disk that were given their time.
-    seen: [u64; 2],
+    seen: Vec<u64>,
     /// Nothing new is begun.
     calm: bool,
     /// What befalls a server at one of its operations.
@@ -147,8 +155,8 @@ impl World {
         let pool = executor::run(create_pool(&storage, &sim.plan.pool)).expect("an empty disk takes a pool");
         assert_eq!(pool.toml, sim.plan.pool);
         sim.disks[POOL].set_stepped(true);
-        let seen = [sim.disks[POOL].operations(), sim.disks[LOCAL].operations()];
-        Self {
+        let seen = sim.disks.iter().map(SimDisk::operations).collect();
+        let mut world = Self {
             sim,
             procs: BTreeMap::new(),
             guests: Vec::new(),
@@ -161,7 +169,9 @@ impl World {
             power_trap: false,
             stop_at: None,
             trapped: None,
-        }
+        };
+        world.form_group();
+        world
     }
 
     /// The whole life of the world of a plan: start, storm, calm, and a last look at everything.
@@ -172,6 +182,7 @@ impl World {
         world.make_volumes();
         let until = world.sim.now() + world.sim.plan.storm;
         world.begin_work();
+        world.begin_contention();
         world.begin_storm();
         world.run_until(until, |_| false);
         world.end_all();
@@ -187,15 +198,15 @@ impl World {
             lasted: self.sim.now(),
             violation: self.sim.violation,
             longest_wait: self.sim.longest_wait,
+            longest_turn: self.sim.group.longest_turn,
             tally: self.sim.tally,
             trace: self.sim.trace.unwrap_or_default(),
         }
     }
 
-    /// Starts lockd and every node.
+    /// Starts the lockds and every node.
     pub fn start(&mut self) {
-        let lockd = HostId(self.sim.plan.nodes);
-        self.sim.spawn(lockd, Spawn::Lockd);
+        self.start_lockds();
         for node in 0..self.sim.plan.nodes {
             self.sim.spawn(HostId(node), Spawn::Agent);
         }

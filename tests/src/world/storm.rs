@@ -40,6 +40,10 @@ pub enum Undo {
     Clock(HostId),
     /// The power is back.
     Power,
+    /// A lockd starts again.
+    Lockd(usize),
+    /// A lockd's disk is sound and has room.
+    LockdDisk(usize),
 }
 
 impl World {
@@ -71,7 +75,7 @@ impl World {
             Fault::PauseServer => self.pause_server(),
             Fault::PauseNode => self.pause_node(),
             Fault::PauseExporter => self.pause_any("exporter", 8_000_000),
-            Fault::PauseLockd => self.pause_any("lockd", 6_000_000),
+            Fault::PauseLockd => self.pause_lockd(),
             Fault::Partition => self.partition(true),
             Fault::PartitionOneWay => self.partition(false),
             Fault::Cut => self.cut(),
@@ -91,6 +95,13 @@ impl World {
             Fault::HitTakeover => self.hit_takeover(),
             Fault::HitService => self.hit_service(),
             Fault::FreezeTakeover => self.freeze_takeover(),
+            Fault::PartitionLockds => self.partition_lockds(),
+            Fault::LockdPowerLoss => self.lose_power_of_lockd(),
+            Fault::LockdIoFails => self.fail_lockd_disk(),
+            Fault::LockdFull => self.fill_lockd_disk(),
+            Fault::LoseLockdDisk => self.lose_lockd_disk(),
+            Fault::MoveLockd => self.move_lockd(),
+            Fault::PauseHolder => self.pause_holder(),
         };
         if struck {
             self.sim.note(|| format!("FAULT {}", fault.name()));
@@ -132,7 +143,9 @@ impl World {
             self.lockd_trap = true;
             return true;
         }
-        self.kill_any("lockd")
+        let Some(proc) = self.any_lockd() else { return false };
+        self.kill(proc, false);
+        true
     }
 
     /// An operation of a takeover.
@@ -186,10 +199,14 @@ impl World {
 
     fn pause_any(&mut self, kind: &str, most: u64) -> bool {
         let Some(proc) = self.any(kind) else { return false };
+        self.pause_for(proc, most);
+        true
+    }
+
+    pub(super) fn pause_for(&mut self, proc: ProcId, most: u64) {
         self.pause(proc);
         let lasts = 50_000 + self.sim.rng.below(most);
         self.undo_later(lasts, Undo::Thaw(vec![proc]));
-        true
     }
 
     fn pause_server(&mut self) -> bool {
@@ -290,9 +307,7 @@ impl World {
         let nodes = self.sim.plan.nodes;
         let host = HostId(self.sim.rng.index(nodes));
         self.sim.net.set_dark(host, true, &mut self.sim.queue);
-        let here: Vec<ProcId> =
-            self.procs.iter().filter(|(_, slot)| slot.host == host).map(|(id, _)| *id).collect();
-        here.into_iter().for_each(|proc| self.kill(proc, true));
+        self.lose_power_of(host);
         let lasts = 500_000 + self.sim.rng.below(5_000_000);
         self.undo_later(lasts, Undo::Light(host));
         true
@@ -360,7 +375,7 @@ impl World {
             Undo::Fast => self.sim.slowness.fill(1),
             Undo::Light(host) => {
                 self.sim.net.set_dark(host, false, &mut self.sim.queue);
-                self.start_again(host, Spawn::Agent);
+                self.start_host(host);
             }
             Undo::Room => {
                 self.sim.full = false;
@@ -372,15 +387,27 @@ impl World {
                 self.sim.clocks[host.0].go_on(now);
             }
             Undo::Power => {
-                for host in 0..self.sim.plan.nodes {
-                    self.start_again(HostId(host), Spawn::Agent);
+                for host in 0..self.sim.plan.hosts {
+                    self.start_host(HostId(host));
                 }
-                self.start_again(HostId(self.sim.plan.nodes), Spawn::Lockd);
             }
+            Undo::Lockd(seat) => self.start_again(self.sim.plan.lockds[seat], Spawn::Lockd),
+            Undo::LockdDisk(seat) => self.mend_lockd_disk(seat),
         }
     }
 
-    fn start_again(&mut self, host: HostId, what: Spawn) {
+    /// Everything that belongs on a host runs there.
+    fn start_host(&mut self, host: HostId) {
+        if host.0 < self.sim.plan.nodes {
+            self.start_again(host, Spawn::Agent);
+        }
+        if self.sim.plan.lockds.contains(&host) {
+            self.start_again(host, Spawn::Lockd);
+        }
+        self.start_contender(host);
+    }
+
+    pub(super) fn start_again(&mut self, host: HostId, what: Spawn) {
         if self.sim.find(host, what.name()).is_none() {
             self.sim.spawn(host, what);
         }
@@ -394,9 +421,10 @@ impl World {
         self.undo(Undo::Thaw(paused));
         for host in 0..self.sim.plan.hosts {
             self.undo(Undo::Clock(HostId(host)));
-            if host < self.sim.plan.nodes {
-                self.undo(Undo::Light(HostId(host)));
-            }
+            self.undo(Undo::Light(HostId(host)));
+        }
+        for seat in 0..self.sim.plan.lockds.len() {
+            self.undo(Undo::LockdDisk(seat));
         }
         self.sim.net.calm();
         [Undo::Heal, Undo::Fast, Undo::Room, Undo::Power].into_iter().for_each(|undo| self.undo(undo));

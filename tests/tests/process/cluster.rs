@@ -69,6 +69,11 @@ impl Cluster {
         }
     }
 
+    /// How many nodes the next `up` has.
+    pub(crate) fn set_nodes(&mut self, nodes: u32) {
+        self.nodes = nodes;
+    }
+
     /// Starts `csnap up` on the directory, again or for the first time.
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use super::cluster::{Cluster, binary, is_alive, signal, wait_until};
-use super::failover::{fio_verify, verified};
+use super::failover::Fio;
 use super::flusher::Flusher;
 use super::guest::Story;
 use super::nbd::Nbd;
@@ -12,7 +12,7 @@ use super::writer::Writer;
 #[test]
 fn a_killed_agent_takes_its_server_along_and_nothing_else() {
     let cluster = Cluster::start(1);
-    let fio = fio_verify(&cluster, "8M");
+    let fio = Fio::start(&cluster, "8M");
     cluster.csnap(&["volume", "create", "guest", "--size", "4M"]);
     let guest = Writer::start(&cluster.socket(1), "guest", 1024);
     guest.wait_for(100);
@@ -28,13 +28,13 @@ fn a_killed_agent_takes_its_server_along_and_nothing_else() {
     let log = std::fs::read_to_string(cluster.data().join("n1/log")).expect("a log");
     assert!(log.contains("resumed: true"), "the session with lockd was resumed by its secret: {log}");
     guest.stop_and_verify();
-    verified(fio);
+    fio.verified();
 }
 
 #[test]
 fn the_server_serves_on_while_lockd_is_away() {
     let cluster = Cluster::start(1);
-    let fio = fio_verify(&cluster, "8M");
+    let fio = Fio::start(&cluster, "8M");
     cluster.csnap(&["volume", "create", "guest", "--size", "4M"]);
     let guest = Writer::start(&cluster.socket(1), "guest", 1024);
     guest.wait_for(100);
@@ -51,7 +51,7 @@ fn the_server_serves_on_while_lockd_is_away() {
     wait_until("takeovers work again", || cluster.server().term > server.term);
     guest.wait_for(100);
     guest.stop_and_verify();
-    verified(fio);
+    fio.verified();
 }
 
 /// As the agents know it; absent while they cannot reach it.

@@ -1,5 +1,6 @@
 //! Three nodes that share nothing but a pool and a network: each in a network namespace of its own, lockd in a fourth,
-//! every daemon started from its configuration file alone. A server dies; links are cut, both ways and one way.
+//! every daemon started from its configuration file alone, with a certificate. A server dies; links are cut, both ways and
+//! one way.
 //!
 //! Needs root, `ip` and `nft`. Namespaces carry the process id in their names, and go however the test ends.
 
@@ -8,83 +9,98 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::cluster::{Cluster, Server, binary, is_alive, number, signal, wait_until};
+use super::failover::Fio;
 use super::writer::{Writer, summary};
 
 /// Namespaces and their addresses, 10.77.0.x.
 const HOSTS: [(&str, u32); 4] = [("n1", 1), ("n2", 2), ("n3", 3), ("lockd", 9)];
 
-/// Where lockd listens. Nothing else is in its namespace, so that no port is taken.
-const LOCKD: &str = "10.77.0.9:7000";
+/// Where the lockds listen, all in one namespace. Nothing else is there, so that no port is taken.
+const LOCKDS: [&str; 3] = ["10.77.0.9:7001", "10.77.0.9:7002", "10.77.0.9:7003"];
 
 /// Blocks that the guest writes: 4 MiB.
 const BLOCKS: u64 = 1024;
 
 /// Which packets a cut link loses, as the node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cut {
+pub(crate) enum Cut {
     Both,
     Incoming,
     Outgoing,
 }
 
 /// Hosts on one bridge. The bridge has a namespace too: nothing appears in the machine's own network.
-struct Network;
+pub(crate) struct Network {
+    /// Namespaces begin so: the same test may run beside others and beside itself.
+    prefix: String,
+    hosts: Vec<&'static str>,
+}
 
 impl Network {
-    fn new() -> Self {
-        let network = Self;
-        must("ip", &["netns", "add", &namespace("hub")]);
-        inside("hub", &["ip", "link", "add", "bridge0", "type", "bridge"]);
-        inside("hub", &["ip", "link", "set", "bridge0", "up"]);
-        for (host, address) in HOSTS {
-            let its = namespace(host);
+    pub(crate) fn new(test: &str, hosts: &[(&'static str, u32)]) -> Self {
+        let prefix = format!("csnap{}{test}", std::process::id());
+        let network = Self { prefix, hosts: hosts.iter().map(|(host, _)| *host).collect() };
+        must("ip", &["netns", "add", &network.namespace("hub")]);
+        network.inside("hub", &["ip", "link", "add", "bridge0", "type", "bridge"]);
+        network.inside("hub", &["ip", "link", "set", "bridge0", "up"]);
+        for (host, address) in hosts {
+            let its = network.namespace(host);
             must("ip", &["netns", "add", &its]);
-            inside(
+            network.inside(
                 "hub",
                 &["ip", "link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", &its],
             );
-            inside("hub", &["ip", "link", "set", host, "master", "bridge0", "up"]);
-            inside(host, &["ip", "link", "set", "lo", "up"]);
-            inside(host, &["ip", "addr", "add", &format!("10.77.0.{address}/24"), "dev", "eth0"]);
-            inside(host, &["ip", "link", "set", "eth0", "up"]);
+            network.inside("hub", &["ip", "link", "set", host, "master", "bridge0", "up"]);
+            network.inside(host, &["ip", "link", "set", "lo", "up"]);
+            network.inside(host, &["ip", "addr", "add", &format!("10.77.0.{address}/24"), "dev", "eth0"]);
+            network.inside(host, &["ip", "link", "set", "eth0", "up"]);
         }
         network
     }
 
-    fn cut(&self, host: &str, cut: Cut) {
+    pub(crate) fn namespace(&self, host: &str) -> String {
+        format!("{}-{host}", self.prefix)
+    }
+
+    fn inside(&self, host: &str, command: &[&str]) {
+        must("ip", &[&["netns", "exec", &self.namespace(host)], command].concat());
+    }
+
+    pub(crate) fn cut(&self, host: &str, cut: Cut) {
         let (hook, interface) = match cut {
-            Cut::Both => return inside("hub", &["ip", "link", "set", host, "down"]),
+            Cut::Both => return self.inside("hub", &["ip", "link", "set", host, "down"]),
             Cut::Incoming => ("input", "iifname"),
             Cut::Outgoing => ("output", "oifname"),
         };
         let chain = format!("add chain inet cut lost {{ type filter hook {hook} priority 0; }}");
         let rule = format!("add rule inet cut lost {interface} eth0 drop");
-        inside(host, &["nft", &format!("add table inet cut; {chain}; {rule}")]);
+        self.inside(host, &["nft", &format!("add table inet cut; {chain}; {rule}")]);
     }
 
-    fn heal(&self, host: &str, cut: Cut) {
+    pub(crate) fn heal(&self, host: &str, cut: Cut) {
         match cut {
-            Cut::Both => inside("hub", &["ip", "link", "set", host, "up"]),
-            Cut::Incoming | Cut::Outgoing => inside(host, &["nft", "delete table inet cut"]),
+            Cut::Both => self.inside("hub", &["ip", "link", "set", host, "up"]),
+            Cut::Incoming | Cut::Outgoing => self.inside(host, &["nft", "delete table inet cut"]),
         }
+    }
+
+    /// A program in a host's namespace: `ip netns exec` becomes it.
+    pub(crate) fn command(&self, host: &str, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(host)]).arg(program);
+        command
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for host in HOSTS.map(|(host, _)| host).into_iter().chain(["hub"]) {
-            let _ =
-                Command::new("ip").args(["netns", "del", &namespace(host)]).stderr(Stdio::null()).status();
+        for host in self.hosts.iter().copied().chain(["hub"]) {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.namespace(host)])
+                .stderr(Stdio::null())
+                .status();
         }
     }
-}
-
-fn namespace(host: &str) -> String {
-    format!("csnap{}-{host}", std::process::id())
-}
-
-fn inside(host: &str, command: &[&str]) {
-    must("ip", &[&["netns", "exec", &namespace(host)], command].concat());
 }
 
 fn must(program: &str, arguments: &[&str]) {
@@ -109,14 +125,22 @@ impl Nodes {
         let data = cluster.data();
         // As long as it was: the file is whole blocks.
         edit(&data.join("pool/pool.toml"), &[("shared", "true ")]);
-        edit(&data.join("lockd1/lockd.toml"), &[("listen", &format!("[\"{LOCKD}\"]"))]);
-        let network = Network::new();
-        let mut daemons = vec![daemon("lockd", "lockd", &data.join("lockd1/lockd.toml"))];
+        cluster.csnap(&["cert", "ca", data.to_str().expect("UTF-8")]);
+        let network = Network::new("", &HOSTS);
+        let mut daemons = Vec::new();
+        for (n, address) in (1..).zip(LOCKDS) {
+            let config = data.join(format!("lockd{n}/lockd.toml"));
+            edit(&config, &[("listen", &format!("[\"{address}\"]"))]);
+            refused_without_a_certificate(&config);
+            append(&config, &cluster.csnap(&["cert", "lockd", &format!("lockd{n}")]));
+            daemons.push(daemon(&network, "lockd", "lockd", &config));
+        }
         for (host, address) in &HOSTS[..3] {
             let config = data.join(host).join("agent.toml");
-            let (lockd, listen) = (format!("[\"{LOCKD}\"]"), format!("\"10.77.0.{address}:0\""));
+            let (lockd, listen) = (format!("{LOCKDS:?}"), format!("\"10.77.0.{address}:0\""));
             edit(&config, &[("lockd", &lockd), ("server_listen", &listen)]);
-            daemons.push(daemon(host, "agent", &config));
+            append(&config, &cluster.csnap(&["cert", "node", host]));
+            daemons.push(daemon(&network, host, "agent", &config));
         }
         let nodes = Self { cluster, daemons, network };
         nodes.cluster.server();
@@ -167,12 +191,25 @@ fn edit(path: &Path, changes: &[(&str, &str)]) {
     std::fs::write(path, text).expect("a configuration");
 }
 
-/// Starts a daemon in a namespace: `ip netns exec` becomes it.
-fn daemon(host: &str, daemon: &str, config: &Path) -> Child {
+/// What other machines reach is not listened on without one.
+fn refused_without_a_certificate(config: &Path) {
+    let output = Command::new(binary()).args(["lockd", "--config"]).arg(config).output().expect("it starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("no [tls]") && error.lines().count() == 1, "{error}");
+}
+
+/// Adds the lines of a table at the end, where tables stand.
+fn append(path: &Path, lines: &str) {
+    let text = std::fs::read_to_string(path).expect("a configuration");
+    std::fs::write(path, format!("{text}\n{lines}")).expect("a configuration");
+}
+
+/// Starts a daemon in a namespace.
+fn daemon(network: &Network, host: &str, daemon: &str, config: &Path) -> Child {
     let log = std::fs::File::create(config.with_file_name("log")).expect("a log");
-    Command::new("ip")
-        .args(["netns", "exec", &namespace(host)])
-        .arg(binary())
+    network
+        .command(host, &binary())
         .args([daemon, "--config"])
         .arg(config)
         .stdin(Stdio::null())
@@ -185,10 +222,12 @@ fn daemon(host: &str, daemon: &str, config: &Path) -> Child {
 #[test]
 fn three_hosts_survive_killed_servers_and_cut_links() {
     let nodes = Nodes::start();
-    let guest = Writer::start(&nodes.cluster.socket(1), "demo", BLOCKS);
+    let fio = Fio::start(&nodes.cluster, "8M");
+    nodes.cluster.csnap(&["volume", "create", "guest", "--size", "4M"]);
+    let guest = Writer::start(&nodes.cluster.socket(1), "guest", BLOCKS);
     let mut stalls: Vec<Duration> = Vec::new();
     for kill in 0..number("CSNAP_KILLS", 5).min(200) {
-        nodes.cluster.csnap(&["snapshot", "create", &format!("demo@k{kill}")]);
+        nodes.cluster.csnap(&["snapshot", "create", &format!("guest@k{kill}"), &format!("demo@k{kill}")]);
         guest.wait_for(100);
         let server = nodes.cluster.server();
         guest.take_stall();
@@ -203,6 +242,7 @@ fn three_hosts_survive_killed_servers_and_cut_links() {
     }
     let writes = guest.stop_and_verify();
     println!("{writes} acknowledged writes, none lost");
+    fio.verified();
 }
 
 /// Cuts the node that serves off from everybody; the guest is elsewhere and goes on with another server.
@@ -215,7 +255,7 @@ fn cut_off_the_server(nodes: &Nodes, guest: &Writer, cut: Cut) {
     }
     let server = nodes.cluster.server();
     assert_ne!(server.node, "n1", "the guest's node is not the one to be cut off");
-    nodes.cluster.csnap(&["snapshot", "create", &format!("demo@{cut:?}")]);
+    nodes.cluster.csnap(&["snapshot", "create", &format!("guest@{cut:?}"), &format!("demo@{cut:?}")]);
     guest.wait_for(100);
     guest.take_stall();
     nodes.network.cut(&server.node, cut);

@@ -10,7 +10,7 @@ use super::super::Failback;
 use super::world::{FAILBACK, LEASE, World};
 
 #[derive(Clone, Debug)]
-enum Fault {
+pub(super) enum Fault {
     KillServer(usize),
     FreezeServer(usize),
     Cut(usize),
@@ -24,9 +24,9 @@ enum Fault {
     Priority { asked: usize, of: usize, priority: u32 },
 }
 
-const NODES: usize = 3;
+pub(super) const NODES: usize = 3;
 
-fn fault() -> impl Strategy<Value = Fault> {
+pub(super) fn fault() -> impl Strategy<Value = Fault> {
     let node = 0..NODES;
     prop_oneof![
         node.clone().prop_map(Fault::KillServer),
@@ -47,7 +47,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
-fn apply(world: &mut World, fault: &Fault) {
+pub(super) fn apply(world: &mut World, fault: &Fault) {
     let name = |n: usize| Name::new(format!("n{}", n + 1)).expect("a name");
     match *fault {
         Fault::KillServer(n) => world.kill_server(n),
@@ -77,7 +77,7 @@ fn apply(world: &mut World, fault: &Fault) {
 }
 
 /// Whatever stands still runs again, and everybody is heard.
-fn end_faults(world: &mut World) {
+pub(super) fn end_faults(world: &mut World) {
     world.start_lockd();
     for n in 0..NODES {
         world.nodes[n].cut = false;

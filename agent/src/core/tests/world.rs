@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use csnap_lockd::client::{ClientConfig, ClientInput, ClientOutput, Identity};
-use csnap_lockd::core::table::{Command, Table};
+use csnap_lockd::core::spaces::{Command, Spaces};
 use csnap_lockd::core::{ConnectionId, Input as LockdInput, Lockd, Output as LockdOutput};
 use csnap_proto::message::local::FromAgent;
 use csnap_proto::message::lock::{FromLockd, LockEvent, ToLockd};
 use csnap_proto::{EventNumber, Frame, Name, RequestId, Secret, SessionId, Term, Time};
 
 use super::super::{AgentCore, ConnId, CoreConfig, Dead, Failback, Input, Process, SavedState, Timing};
+use super::etcd::{EtcdLink, OnWire};
 use super::played::{ChildStep, PlayedServer, Takeovers};
+use crate::etcd::tests::model::Etcd;
 
 pub(super) const PLACE_STEP: Duration = Duration::from_millis(40);
 pub(super) const FAILBACK: Duration = Duration::from_secs(5);
@@ -27,6 +29,8 @@ pub(super) enum Event {
     /// For an agent of this life.
     Agent(usize, u32, Input),
     ToLockd(LockdInput),
+    /// Between an agent of this life and etcd, on the connection of an attempt.
+    Etcd(usize, u32, u64, OnWire),
     /// A played server reaches a point of its life.
     Child(usize, Process, ChildStep),
 }
@@ -34,7 +38,9 @@ pub(super) enum Event {
 pub(super) struct Node {
     pub(super) name: Name,
     pub(super) core: Option<AgentCore>,
-    life: u32,
+    pub(super) life: u32,
+    /// In a world on etcd.
+    pub(super) etcd: Option<EtcdLink>,
     pub(super) saved: Option<SavedState>,
     priority: u32,
     failback: Failback,
@@ -64,6 +70,8 @@ pub(super) struct World {
     queue: BTreeMap<(Time, u64), Event>,
     queued: u64,
     pub(super) lockd: Option<Lockd>,
+    /// In lockd's place; away when lockd is.
+    pub(super) etcd: Option<Etcd>,
     log: Vec<Bytes>,
     last_connection: u64,
     /// Lock operations that agents sent.
@@ -86,12 +94,13 @@ impl World {
 
     /// A node for each priority, none started.
     pub(super) fn cold(priorities: &[u32], failback: Failback) -> Self {
-        let lockd = Lockd::new(Time(0), Name::new("lockd1").expect("a name"), 1, Table::default());
+        let lockd = Lockd::new(Time(0), Name::new("lockd1").expect("a name"), 1, Spaces::default());
         let mut world = Self {
             now: Time(0),
             queue: BTreeMap::new(),
             queued: 0,
             lockd: Some(lockd),
+            etcd: None,
             log: Vec::new(),
             last_connection: 0,
             asked_of_lockd: 0,
@@ -105,6 +114,7 @@ impl World {
                 name: Name::new(format!("n{}", i + 1)).expect("a name"),
                 core: None,
                 life: 0,
+                etcd: None,
                 saved: None,
                 priority: *priority,
                 failback,
@@ -136,6 +146,7 @@ impl World {
             return;
         }
         node.life += 1;
+        node.etcd = self.etcd.as_ref().map(|_| EtcdLink::new());
         let config = CoreConfig {
             node: node.name.clone(),
             pid: 10 + u32::try_from(n).expect("few nodes"),
@@ -169,7 +180,7 @@ impl World {
     /// The agent dies; its server with it, its exporter not.
     pub(super) fn kill_agent(&mut self, n: usize) {
         if self.nodes[n].core.take().is_some() {
-            self.nodes[n].child = None;
+            (self.nodes[n].child, self.nodes[n].etcd) = (None, None);
             self.disconnect(n);
         }
     }
@@ -203,6 +214,7 @@ impl World {
 
     pub(super) fn client_output(&mut self, n: usize, output: ClientOutput) {
         match output {
+            output if self.etcd.is_some() => self.etcd_output(n, output),
             ClientOutput::Connect { attempt } if self.nodes[n].cut || self.lockd.is_none() => {
                 self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
             }
@@ -210,7 +222,7 @@ impl World {
                 self.last_connection += 1;
                 let id = ConnectionId(self.last_connection);
                 self.nodes[n].connection = Some((attempt, id));
-                self.push(NET, Event::ToLockd(LockdInput::Opened(id)));
+                self.push(NET, Event::ToLockd(LockdInput::Opened(id, csnap_proto::Caller::local())));
                 self.agent(n, NET, Input::Lockd(ClientInput::Connected { attempt }));
             }
             ClientOutput::Disconnect { .. } => self.disconnect(n),
@@ -222,6 +234,7 @@ impl World {
                     self.push(NET, Event::ToLockd(LockdInput::Received(id, frame)));
                 }
             }
+            ClientOutput::Moved { to } => panic!("there is one group, and not {to:?}"),
             ClientOutput::Event(event) => panic!("the core keeps events to itself: {event:?}"),
         }
     }
@@ -254,6 +267,7 @@ impl World {
                     }
                     LockdOutput::Send(id, frame) => self.hear_lockd(id, frame),
                     LockdOutput::Close(id, _) => self.close_by_lockd(id),
+                    LockdOutput::Denied(_, denied) => panic!("{denied}"),
                 }
             }
             if appended > 0 {
@@ -286,6 +300,7 @@ impl World {
             return;
         }
         for n in 0..self.nodes.len() {
+            self.drop_etcd_link(n);
             if let Some((attempt, _)) = self.nodes[n].connection.take() {
                 self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
             }
@@ -297,12 +312,15 @@ impl World {
         if self.lockd.is_some() {
             return;
         }
-        let mut table = Table::default();
+        let mut spaces = Spaces::default();
         for bytes in &self.log {
             let command: Command = postcard::from_bytes(bytes).expect("the log holds commands");
-            table.apply(command, &mut Vec::new());
+            spaces.apply(command, &mut Vec::new());
         }
-        self.lockd = Some(Lockd::new(self.now, Name::new("lockd1").expect("a name"), 1, table));
+        self.lockd = Some(Lockd::new(self.now, Name::new("lockd1").expect("a name"), 1, spaces));
+        if let Some(etcd) = &mut self.etcd {
+            etcd.change_leader(self.now);
+        }
     }
 
     /// Lets `time` pass.
@@ -338,7 +356,9 @@ impl World {
             .filter(|node| !node.stopped)
             .filter_map(|node| node.core.as_ref()?.next_deadline());
         let lockd = self.lockd.as_ref().and_then(Lockd::next_deadline);
-        cores.chain(queued).chain(lockd).min().map(|at| at.max(self.now))
+        let etcd = self.etcd.as_ref().filter(|_| self.lockd.is_some()).and_then(Etcd::next_expiry);
+        let sessions = self.nodes.iter().filter_map(|node| node.etcd.as_ref()?.next_deadline());
+        cores.chain(queued).chain(lockd).chain(etcd).chain(sessions).min().map(|at| at.max(self.now))
     }
 
     fn run_next(&mut self) {
@@ -349,6 +369,7 @@ impl World {
                 Event::Agent(n, life, input) if self.nodes[n].life == life => self.step(n, input),
                 Event::Agent(..) => {}
                 Event::ToLockd(input) => self.step_lockd(input),
+                Event::Etcd(n, life, attempt, what) => self.arrive(n, life, attempt, what),
                 Event::Child(n, process, step) => self.child_step(n, process, step),
             }
             return;
@@ -362,6 +383,7 @@ impl World {
         if self.lockd.as_ref().and_then(Lockd::next_deadline).is_some_and(|due| due <= at) {
             self.step_lockd(LockdInput::Tick);
         }
+        self.etcd_tick();
     }
 
     /// Ticks until nothing is due: a connection that is given up is made anew with the next tick.

@@ -54,6 +54,17 @@ pub enum Command {
         /// Which.
         session: SessionId,
     },
+    /// An operation that its session's owner may not ask for: it takes its place in the session and changes nothing else.
+    Deny {
+        /// Whose.
+        session: SessionId,
+        /// Position in the session.
+        sequence: Sequence,
+        /// Answers below are forgotten.
+        lowest_unanswered: Sequence,
+        /// For people.
+        reason: String,
+    },
 }
 
 /// What follows from a command, in order, once the command is durable.

@@ -29,6 +29,7 @@ pub(super) struct Keys {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
+    #[serde(with = "crate::blob")]
     value: Vec<u8>,
     version: Revision,
     created: Revision,
@@ -84,6 +85,23 @@ impl Keys {
         names.truncate(KEYS_PER_PAGE_MAX);
         let keys = names.into_iter().filter_map(|key| self.view(key)).collect();
         KeyReply::Page { keys, more, revision: self.revision }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Names and values.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+        self.entries.iter().map(|(key, entry)| (key, &entry.value))
     }
 
     /// Whether everything agrees; a table that was read back is checked with it.

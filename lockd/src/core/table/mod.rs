@@ -15,10 +15,11 @@
 //! Files: here sessions and the way a command takes; `operate`: what an operation does; `request`: new locks and
 //! conversions; `orphan`: persistent locks; `circle`: deadlocks; `settle`: what follows for everybody else; `key`: the
 //! configuration store; `watch`; `resource`: queues and the rules of granting; `session`: answers and events; `view`: what
-//! is shown.
+//! is shown; `foreign`: a table that came from another group.
 
 mod circle;
 mod command;
+mod foreign;
 mod key;
 mod operate;
 mod orphan;
@@ -86,6 +87,12 @@ impl Table {
         Self { broken: Broken::rule(rule), ..Self::default() }
     }
 
+    /// From now on it breaks this rule.
+    #[cfg(feature = "replica")]
+    pub(crate) fn break_rule(&mut self, rule: Broken) {
+        self.broken = rule;
+    }
+
     /// Applies a command that is durable. Effects are appended in the order in which they happen.
     pub fn apply(&mut self, command: Command, effects: &mut Vec<Effect>) {
         match command {
@@ -93,14 +100,13 @@ impl Table {
                 self.open(session, Session::new(secret, node, lease_ms, info), effects);
             }
             Command::Operate { session, sequence, lowest_unanswered, op } => {
-                let Some(state) = self.sessions.get_mut(&session) else { return };
-                state.answers = state.answers.split_off(&lowest_unanswered);
-                let resent = sequence == state.last_sequence && self.broken.breaks(Canary::ApplyTwice);
-                if sequence == state.last_sequence.next() || resent {
-                    state.last_sequence = sequence;
+                if self.takes(session, sequence, lowest_unanswered, effects) {
                     self.operate(session, sequence, op, effects);
-                } else if let Some(reply) = self.stored_answer(session, sequence) {
-                    effects.push(Effect::Answer { session, sequence, reply });
+                }
+            }
+            Command::Deny { session, sequence, lowest_unanswered, reason } => {
+                if self.takes(session, sequence, lowest_unanswered, effects) {
+                    self.answer(session, sequence, StoredReply::Reply(LockReply::Invalid(reason)), effects);
                 }
             }
             Command::Seen { session, last_event } => {
@@ -112,6 +118,27 @@ impl Table {
             Command::Close { session } => self.end(session, false, effects),
             Command::Expire { session } => self.end(session, true, effects),
         }
+    }
+
+    /// Whether an operation is the next of its session; one that took its place before is answered again.
+    fn takes(
+        &mut self,
+        session: SessionId,
+        sequence: Sequence,
+        lowest_unanswered: Sequence,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let Some(state) = self.sessions.get_mut(&session) else { return false };
+        state.answers = state.answers.split_off(&lowest_unanswered);
+        let resent = sequence == state.last_sequence && self.broken.breaks(Canary::ApplyTwice);
+        if sequence == state.last_sequence.next() || resent {
+            state.last_sequence = sequence;
+            return true;
+        }
+        if let Some(reply) = self.stored_answer(session, sequence) {
+            effects.push(Effect::Answer { session, sequence, reply });
+        }
+        false
     }
 
     fn open(&mut self, id: SessionId, session: Session, effects: &mut Vec<Effect>) {

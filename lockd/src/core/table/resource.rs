@@ -201,9 +201,14 @@ impl Resource {
         {
             return Err("a lock in a queue where it does not belong");
         }
-        let held: Vec<Mode> = self.granted.iter().filter_map(|id| locks[id].granted).collect();
-        for (at, mode) in held.iter().enumerate() {
-            if held[at + 1..].iter().any(|other| !compatible(*mode, *other)) {
+        // By mode, not by pair: there may be thousands of readers.
+        let mut held: BTreeMap<Mode, usize> = BTreeMap::new();
+        for mode in self.granted.iter().filter_map(|id| locks[id].granted) {
+            *held.entry(mode).or_default() += 1;
+        }
+        for (mode, count) in &held {
+            let others = held.keys().filter(|other| *other != mode || *count > 1);
+            if others.into_iter().any(|other| !compatible(*mode, *other)) {
                 return Err("two locks that do not go together");
             }
         }

@@ -106,6 +106,14 @@ impl Session {
         overrun.into_iter().chain(kept.skip_while(move |(number, _)| *number <= last))
     }
 
+    pub(super) fn event_count(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(super) fn event_bytes_fit(&self) -> bool {
+        self.event_bytes <= EVENT_BYTES_PER_SESSION_MAX
+    }
+
     /// Whether the counters agree with each other; a table that was read back is checked with it.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         if self.forgotten.0.checked_add(self.events.len() as u64) != Some(self.last_event.0) {

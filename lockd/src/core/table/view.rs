@@ -26,7 +26,7 @@ pub struct SessionView {
 
 impl Table {
     /// What an operation that only looks sees now.
-    pub(super) fn look(&self, op: &LockOp) -> LockReply {
+    pub(crate) fn look(&self, op: &LockOp) -> LockReply {
         match op {
             LockOp::Watch { what: Watched::Value(name), .. } => {
                 let resource = self.resources.get(name);
@@ -125,6 +125,12 @@ impl Table {
     #[must_use]
     pub fn proves(&self, id: SessionId, secret: Secret) -> Option<bool> {
         self.sessions.get(&id).map(|session| session.secret == secret)
+    }
+
+    /// Locks, granted or waiting.
+    #[must_use]
+    pub fn lock_count(&self) -> usize {
+        self.locks.len()
     }
 
     /// Every session with its lease, milliseconds.

@@ -1,9 +1,11 @@
 //! What the library has ready becomes outputs: writes first, then the messages that do not wait for them, then what is
 //! committed.
 
-use raft::eraftpb::{Entry, Message};
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{INVALID_ID, Ready};
 
+use super::super::APPEND_BYTES_MAX;
 use super::super::disk::{Hard, Item};
 use super::super::message::{Body, Content, Image, LogEntry, PeerMessage, conf_change};
 use super::{Change, Output, Outstanding, Replica, Write, command_of};
@@ -57,7 +59,10 @@ impl Replica {
         let last_promise =
             self.outstanding.iter().rev().find(|write| write.promise).map(|write| write.number);
         let last_write = self.outstanding.back().map(|write| write.number);
+        // That it is there says a follower while its disk is busy with entries, or a slow disk would depose the leader.
+        let (signs, after): (Vec<_>, Vec<_>) = after.into_iter().partition(is_sign_of_life);
         self.send_all(at_once, last_promise, out);
+        self.send_all(signs, last_promise, out);
         self.send_all(after, last_write, out);
         for entry in &committed {
             self.apply(entry, out);
@@ -160,7 +165,7 @@ impl Replica {
     }
 
     /// Says who leads, when that changed, and before anything that comes of it.
-    fn note_role(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn note_role(&mut self, out: &mut Vec<Output>) {
         let raft = &self.raw.raft;
         let now = (raft.leader_id, raft.term);
         if self.established.is_some_and(|term| !self.is_leader() || term != now.1) {
@@ -175,12 +180,34 @@ impl Replica {
         }
     }
 
+    /// As many at once as go into one message to a follower.
     fn propose_waiting(&mut self) {
-        while let Some(command) = self.waiting.front().filter(|_| self.established.is_some()) {
-            if self.raw.propose(Vec::new(), command.to_vec()).is_err() {
+        while self.established.is_some() && !self.waiting.is_empty() {
+            let mut left = APPEND_BYTES_MAX;
+            let fits = |command: &&Bytes| {
+                let first = left == APPEND_BYTES_MAX;
+                left = left.saturating_sub(command.len() as u64);
+                first || left > 0
+            };
+            let batch: Vec<Entry> = self.waiting.iter().take_while(fits).map(proposed).collect();
+            let count = batch.len();
+            let mut propose = Message { from: self.id.0, entries: batch.into(), ..Message::default() };
+            propose.set_msg_type(MessageType::MsgPropose);
+            // Refused as a whole, or taken.
+            if self.raw.raft.step(propose).is_err() {
                 return;
             }
-            self.waiting.pop_front();
+            self.waiting.drain(..count);
         }
     }
+}
+
+/// It says nothing of entries.
+fn is_sign_of_life(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgHeartbeatResponse
+}
+
+/// A command on its way into the log.
+fn proposed(command: &Bytes) -> Entry {
+    Entry { data: command.clone(), ..Entry::default() }
 }

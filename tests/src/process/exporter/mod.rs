@@ -233,7 +233,7 @@ impl ExporterProc {
             Event::Ask(Ask::Io { attachment, op, offset, len, fast }) => {
                 self.request(sim, attachment, op, offset, len, fast);
             }
-            Event::Accepted(_) | Event::Ended(_) | Event::Ask(_) => {}
+            Event::Accepted(_) | Event::Ended(_) | Event::Ask(_) | Event::Said(_) => {}
         }
     }
 

@@ -204,7 +204,7 @@ impl ServerProc {
             Event::Timer(TURN) => self.turn(sim),
             Event::Timer(LOOK_ROUND) => self.look_round(sim),
             Event::Tick => self.input(sim, Input::Tick),
-            Event::Timer(_) | Event::Ended(_) | Event::Ask(_) => {}
+            Event::Timer(_) | Event::Ended(_) | Event::Ask(_) | Event::Said(_) => {}
         }
     }
 
