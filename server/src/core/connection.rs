@@ -170,6 +170,8 @@ impl ServerCore {
             }
         }
     }
+
+    /// It did not come in the order that connections have: Identify first, and once.
     fn refuse_order(&mut self, conn: ConnId, id: RequestId, reason: CloseReason) {
         let told = "a connection starts with one Identify, and has no other";
         self.refuse(conn, id, RefusalKind::Invalid, told);

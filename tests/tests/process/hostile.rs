@@ -58,8 +58,7 @@ fn unix(path: &Path) -> UnixStream {
 /// Lines of a log that say that a connection was closed, and why.
 fn closings(log: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(log).expect("a log");
-    let says = |line: &&str| line.contains("closed: ") || line.contains("is closed: ");
-    text.lines().filter(says).map(str::to_owned).collect()
+    text.lines().filter(|line| line.contains("closed: ")).map(str::to_owned).collect()
 }
 
 fn resident_kib(pid: u32) -> u64 {
