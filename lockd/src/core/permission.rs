@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use csnap_proto::message::lock::{GroupRequest, KeyOp, LockOp, ToLockd, Watched};
+use csnap_proto::message::lock::{GroupRequest, KeyOp, LockOp, SpaceRequest, ToLockd, Watched};
 use csnap_proto::{Caller, Role};
 
 /// Before the names of locks and keys that csnap's own daemons use.
@@ -61,15 +61,17 @@ pub enum Request {
     WriteReservedKeys,
     /// To say which lockspace a session is about.
     Enter,
-    /// To see lockspaces, to make or move one, or to bring one.
+    /// To see lockspaces, or to make or move one.
     Spaces,
+    /// To bring a lockspace from another group, and to say what becomes of it.
+    Bring,
     /// To be a replica of the group, on the port for replicas.
     Replicate,
 }
 
 impl Request {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Status,
         Self::Open,
         Self::OpenAsAnother,
@@ -88,6 +90,7 @@ impl Request {
         Self::WriteReservedKeys,
         Self::Enter,
         Self::Spaces,
+        Self::Bring,
         Self::Replicate,
     ];
 
@@ -106,7 +109,15 @@ impl Request {
             ToLockd::Renew { .. } | ToLockd::Close => Self::Keep,
             ToLockd::Operate { op, .. } => Self::of_operation(op),
             ToLockd::Enter { .. } => Self::Enter,
-            ToLockd::Space(_) => Self::Spaces,
+            ToLockd::Space(
+                SpaceRequest::List
+                | SpaceRequest::Create { .. }
+                | SpaceRequest::Migrate { .. }
+                | SpaceRequest::Abort { .. },
+            ) => Self::Spaces,
+            ToLockd::Space(
+                SpaceRequest::Import { .. } | SpaceRequest::Activate { .. } | SpaceRequest::Discard { .. },
+            ) => Self::Bring,
         }
     }
 
@@ -157,6 +168,7 @@ impl fmt::Display for Request {
             Self::WriteReservedKeys => "write keys that begin with csnap/",
             Self::Enter => "enter a lockspace",
             Self::Spaces => "see, make or move lockspaces",
+            Self::Bring => "bring a lockspace, activate or discard it",
             Self::Replicate => "replicate",
         })
     }
@@ -187,6 +199,7 @@ pub fn allows(role: Role, request: Request) -> bool {
                 | R::WriteReservedKeys
                 | R::Enter
                 | R::Spaces
+                | R::Bring
         ),
         Role::Node => matches!(
             request,
@@ -217,7 +230,7 @@ pub fn allows(role: Role, request: Request) -> bool {
                 | R::WriteKeys
                 | R::Enter
         ),
-        Role::Lockd => matches!(request, R::Replicate),
+        Role::Lockd => matches!(request, R::Bring | R::Replicate),
     }
 }
 
@@ -244,9 +257,7 @@ pub fn check(caller: &Caller, request: Request, broken: Broken) -> Result<(), De
 
 #[cfg(test)]
 mod tests {
-    use csnap_proto::message::lock::{
-        Expect, Flags, Manifest, Mode, Owner, ReplicaNumber, SpaceRequest, ValueChange, Way,
-    };
+    use csnap_proto::message::lock::{Expect, Flags, Manifest, Mode, Owner, ReplicaNumber, ValueChange, Way};
     use csnap_proto::{EventNumber, LockId, MigrationId, Name, OwnerId, Secret, Sequence, SessionId};
 
     use super::*;
@@ -319,6 +330,8 @@ mod tests {
             SpaceRequest::Create { name: name.clone() },
             SpaceRequest::Migrate { name: name.clone(), way: Way { migration, to: vec![address] } },
             SpaceRequest::Abort { name: name.clone() },
+        ];
+        let brought = [
             SpaceRequest::Import {
                 name: name.clone(),
                 migration,
@@ -345,6 +358,7 @@ mod tests {
             (ToLockd::Enter { space: name.clone() }, Request::Enter),
         ];
         messages.extend(spaces.map(|asked| (ToLockd::Space(asked), Request::Spaces)));
+        messages.extend(brought.map(|asked| (ToLockd::Space(asked), Request::Bring)));
         messages.extend(operations.map(|(op, request)| (operate(op), request)));
         messages
     }
@@ -364,7 +378,7 @@ mod tests {
     }
 
     /// The table once more, as docs/lockd.md has it: lockd, node, operator, client.
-    const DOCUMENTED: [(Request, &str); 19] = [
+    const DOCUMENTED: [(Request, &str); 20] = [
         (Request::Status, "-yyy"),
         (Request::Open, "-yyy"),
         (Request::OpenAsAnother, "--y-"),
@@ -383,6 +397,7 @@ mod tests {
         (Request::WriteReservedKeys, "-yy-"),
         (Request::Enter, "-yyy"),
         (Request::Spaces, "--y-"),
+        (Request::Bring, "y-y-"),
         (Request::Replicate, "y---"),
     ];
 

@@ -4,17 +4,19 @@ use csnap_proto::message::lock::{
     LockEvent, LockOp, LockReply, Mode, SpaceReply, SpaceRequest, SpaceState, ValueChange, Way,
 };
 use csnap_proto::{LockId, MigrationId, Name, RequestId, Term};
+use csnap_transport::Address;
 
 use super::group_tests::Group;
 use super::tests::{client, granted_term, lock, runtime, start};
 use super::*;
-use crate::client::ClientEvent;
 use crate::client::shell::LockSession;
+use crate::client::{ClientEvent, Lockds};
 
-async fn ask(at: &[SocketAddr], request: &SpaceRequest) -> SpaceReply {
+pub(super) async fn ask(at: impl Into<Lockds>, request: &SpaceRequest) -> SpaceReply {
+    let lockds = at.into();
     loop {
-        for address in at {
-            if let Ok(reply) = ask_one(*address, request).await {
+        for address in lockds.addresses() {
+            if let Ok(reply) = ask_one(&lockds, address, request).await {
                 return reply;
             }
         }
@@ -22,12 +24,11 @@ async fn ask(at: &[SocketAddr], request: &SpaceRequest) -> SpaceReply {
     }
 }
 
-async fn ask_one(address: SocketAddr, request: &SpaceRequest) -> anyhow::Result<SpaceReply> {
+async fn ask_one(lockds: &Lockds, address: &Address, request: &SpaceRequest) -> anyhow::Result<SpaceReply> {
     use csnap_proto::frame::{FrameDecoder, encode};
     use csnap_proto::message::lock::FromLockd;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let lockds = crate::client::Lockds::from(vec![address]);
-    let mut stream = lockds.connect_to(&address.into()).await.map_err(anyhow::Error::msg)?;
+    let mut stream = lockds.connect_to(address).await.map_err(anyhow::Error::msg)?;
     let mut bytes = bytes::BytesMut::new();
     let message = ToLockd::Space(request.clone());
     encode(&Frame { id: RequestId(1), term: Term(0), message }, &mut bytes);
@@ -36,15 +37,18 @@ async fn ask_one(address: SocketAddr, request: &SpaceRequest) -> anyhow::Result<
     let mut decoder = FrameDecoder::default();
     loop {
         if let Some(frame) = decoder.next::<FromLockd>()? {
-            let FromLockd::Space(reply) = frame.message else { anyhow::bail!("{:?}", frame.message) };
-            return Ok(reply);
+            return match frame.message {
+                FromLockd::Space(reply) => Ok(reply),
+                FromLockd::Refused { reason } => Ok(SpaceReply::Refused { reason }),
+                other => anyhow::bail!("{other:?}"),
+            };
         }
         anyhow::ensure!(stream.read_buf(decoder.buffer()).await? > 0, "it follows");
     }
 }
 
 async fn state(at: &[SocketAddr]) -> SpaceState {
-    match ask(at, &SpaceRequest::List).await {
+    match ask(at.to_vec(), &SpaceRequest::List).await {
         SpaceReply::Spaces(all) => all[0].state.clone(),
         other => panic!("{other:?}"),
     }
@@ -53,7 +57,7 @@ async fn state(at: &[SocketAddr]) -> SpaceState {
 async fn moved(from: &[SocketAddr], to: &[SocketAddr], n: u8) {
     let (name, migration) = (Name::new("default").expect("a name"), MigrationId([n; 16]));
     let way = Way { migration, to: to.to_vec() };
-    assert_eq!(ask(from, &SpaceRequest::Migrate { name, way }).await, SpaceReply::Done);
+    assert_eq!(ask(from.to_vec(), &SpaceRequest::Migrate { name, way }).await, SpaceReply::Done);
 }
 
 async fn settled(from: &[SocketAddr]) {

@@ -7,15 +7,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::SystemTime;
 
-use csnap_proto::message::lock::{Flags, LockOp, LockReply, Mode};
-use csnap_proto::{Caller, LockId, Name, Principal, Role};
+use csnap_proto::message::lock::{Flags, LockOp, LockReply, Mode, SpaceReply, SpaceRequest, Way};
+use csnap_proto::{Caller, LockId, MigrationId, Name, Principal, Role, Term};
 use csnap_transport::issue::{Authority, Validity, make_authority};
 use csnap_transport::{Address, TlsConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::door::HANDSHAKE_WITHIN;
-use super::tests::{Running, client, lock, members, runtime, start_with};
+use super::space_tests::ask;
+use super::tests::{Running, client, granted_term, lock, members, runtime, start_with};
 use super::*;
 use crate::client::shell::LockSession;
 use crate::client::{ClientConfig, ClientEvent, Identity, LockClient, Lockds};
@@ -61,9 +62,13 @@ impl Ca {
     }
 
     async fn lockd(&self, dir: &Path) -> Running {
+        self.lockd_named("l1", dir).await
+    }
+
+    async fn lockd_named(&self, text: &str, dir: &Path) -> Running {
         let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-        let config = LockdConfig::alone(name("l1"), dir.to_path_buf(), listen);
-        let tls = Some(self.issue(Role::Lockd, "l1"));
+        let config = LockdConfig::alone(name(text), dir.to_path_buf(), listen);
+        let tls = Some(self.issue(Role::Lockd, text));
         start_with(LockdConfig { tls, ..config }).await.expect("starts")
     }
 }
@@ -223,6 +228,33 @@ fn tls_1_3_is_spoken_and_nothing_older() {
             assert!(said.contains(says), "{version}: {said}");
         }
         lockd.stop();
+    });
+}
+
+/// The source comes to the destination as the lockd that it is, which may bring a lockspace and nothing else.
+#[test]
+fn a_lockspace_moves_between_groups_that_require_tls() {
+    runtime().block_on(async {
+        let (ca, dirs) = (Ca::new(), [0, 1].map(|_| tempfile::tempdir().expect("a directory")));
+        let from = ca.lockd_named("l1", dirs[0].path()).await;
+        let to = ca.lockd_named("l2", dirs[1].path()).await;
+        let (node, _events) = LockSession::spawn(client(1), ca.lockds(&from, Role::Node, "n1"));
+        assert_eq!(granted_term(&node.operate(lock(Mode::Ex)).await.expect("open")), Term(1));
+        let (space, migration) = (name("default"), MigrationId([1; 16]));
+        let request =
+            SpaceRequest::Migrate { name: space.clone(), way: Way { migration, to: vec![to.address] } };
+        let operator = ca.lockds(&from, Role::Operator, "ann");
+        assert_eq!(ask(operator, &request).await, SpaceReply::Done);
+        // Nobody else may bring one, or say what becomes of it.
+        let discard = SpaceRequest::Discard { name: space, migration };
+        let reply = ask(ca.lockds(&to, Role::Node, "n1"), &discard).await;
+        let SpaceReply::Refused { reason } = reply else { panic!("{reply:?}") };
+        assert_eq!(reason, "denied: node n1 may not bring a lockspace, activate or discard it");
+        let reply = node.operate(LockOp::write(LockId(1), Mode::Ex, b"moved".to_vec())).await;
+        assert_eq!(granted_term(&reply.expect("lives")), Term(1), "the same lock");
+        assert_eq!(members(&ca.lockds(&to, Role::Operator, "ann")).await, 1, "it is served there");
+        from.stop();
+        to.stop();
     });
 }
 

@@ -1,4 +1,4 @@
-//! Who drives a move: the leader of the group that a lockspace moves away from. It calls the destination like an operator
+//! Who drives a move: the leader of the group that a lockspace moves away from. It calls the destination where clients
 //! would, sends the frozen table in pieces, has Forward committed, tells the destination, has that committed. Pure.
 //!
 //! It keeps nothing that matters: what is to be done next follows from the lockspace's state in the log, and from what the
