@@ -1,5 +1,5 @@
-//! Deliberate breaks of what lockd promises, and of what its users must do: the judges of the simulated worlds must notice each. Only
-//! with the cargo feature `canary`.
+//! Deliberate breaks of what lockd promises, and of what its users must do: the judges of the simulated worlds must notice
+//! each. Only with the cargo feature `canary`.
 
 #![cfg(feature = "canary")]
 

@@ -1,6 +1,6 @@
-//! A fenced mutex in simulated worlds: clients append under the term of a lock to a register that refuses old terms, while holders are
-//! stopped past their lease and lockds die, stop and are cut off. `CSNAP_MUTEX_SEEDS` worlds (300), from the seed
-//! `CSNAP_MUTEX_SEED_FIRST` (1) on.
+//! A fenced mutex in simulated worlds: clients append under the term of a lock to a register that refuses old terms, while
+//! holders are stopped past their lease and lockds die, stop and are cut off. `CSNAP_MUTEX_SEEDS` worlds (300), from the
+//! seed `CSNAP_MUTEX_SEED_FIRST` (1) on.
 
 use csnap_tests::mutex;
 use csnap_tests::plan::{Canaries, Plan};

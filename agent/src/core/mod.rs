@@ -5,8 +5,8 @@
 //! leaves that do not know each other:
 //!
 //! - `anointing`: the loop on the server lock; `members`: the live nodes and their order;
-//! - `child`: the server child; `attempts`: its takeovers that failed; `exporter`: the node's exporter; `reaping`: the dead, to be declared to the server;
-//! - `declaration`: how one is declared;
+//! - `child`: the server child; `attempts`: its takeovers that failed; `exporter`: the node's exporter;
+//! - `reaping`: the dead, to be declared to the server; `declaration`: how one is declared;
 //! - `seekers`: clients that wait for a socket; `wishes`: operators' requests to other nodes;
 //! - `moves`: what changes by plan;
 //! - `io`: what goes in and comes out;

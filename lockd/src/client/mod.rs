@@ -28,9 +28,10 @@
 //!
 //! The owner starts it with one `Tick`. `Connect` asks for a connection to any lockd; the owner answers it with
 //! `Connected` or `Disconnected` of the same `attempt`, and anything of another attempt is ignored, so a stale
-//! connection cannot speak. `Moved` says where any lockd is from then on. An attempt that brought no answer within a third of the lease is given up by the client
-//! (`Disconnect`). A lockd that does not lead says who does, if it knows: the next attempt follows at once, to
-//! [`LockClient::hint`] and then to the others, but not more than a few such hints in a row.
+//! connection cannot speak. `Moved` says where any lockd is from then on. An attempt that brought no answer within a
+//! third of the lease is given up by the client (`Disconnect`). A lockd that does not lead says who does, if it knows:
+//! the next attempt follows at once, to [`LockClient::hint`] and then to the others, but not more than a few such hints
+//! in a row.
 //!
 //! Invariants:
 //! - an operation takes effect once and is answered once, whatever happens to connections, until the session is lost;

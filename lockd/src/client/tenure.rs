@@ -3,8 +3,8 @@
 //! lockd ends a session's lease not before its length has passed on lockd's clock since it *received* the last renewal.
 //! The holder counts from when it *sent* the last renewal that was answered, which is earlier, on a clock that runs while
 //! the machine sleeps (CLOCK_BOOTTIME), and is done before the length has passed. So as long as the two clocks run equally
-//! fast, or as far apart as lockd allows for (2 %), who acts in time has stopped before anybody else is granted what it held. A holder that
-//! does not run, or is not scheduled in time, is not stopped by this: that is what terms are for.
+//! fast, or as far apart as lockd allows for (2 %), who acts in time has stopped before anybody else is granted what it
+//! held. A holder that does not run, or is not scheduled in time, is not stopped by this: that is what terms are for.
 //!
 //! ```text
 //! renewal sent          2/3            3/4                11/12         lockd may end the lease

@@ -64,10 +64,14 @@ pub enum PoolError {
         found: i64,
     },
     /// Nothing there.
-    #[error("not a pool: there is no pool.toml: check the path, or make a pool there with `csnap up`")]
+    #[error(
+        "not a pool: there is no pool.toml: check the path, or make a pool there with `csnap up` or `csnap pool create`"
+    )]
     NotAPool,
     /// Somebody began to make it and did not finish.
-    #[error("a pool was begun here and never finished: run `csnap up` on it again to finish it")]
+    #[error(
+        "a pool was begun here and never finished: run `csnap up` or `csnap pool create` on it again to finish it"
+    )]
     HalfMade,
     /// There is one.
     #[error("there is a pool already")]

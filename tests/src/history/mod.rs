@@ -2,7 +2,8 @@
 //! have happened at one instant between its call and its answer, in one order for everybody.
 //!
 //! The judge is the WGL checker of `todc-utils`; ours are the recorder here, the [`client`] whose doings are recorded, and the
-//! two sequential specifications, [`key`] and [`lock`]. Linearizability is local (Herlihy and Wing, 1990): every key and every lock is checked by itself.
+//! two sequential specifications, [`key`] and [`lock`]. Linearizability is local (Herlihy and Wing, 1990): every key and
+//! every lock is checked by itself.
 //!
 //! An operation that was not answered is unknown: it may have happened at any later time, or never, which is the same as
 //! at the very end. A session that ended is an operation too: somewhere between its last sign of life and the moment when its

@@ -19,8 +19,8 @@
 //! - every step names its migration and does nothing the second time, so that whoever drives may die and another resume;
 //! - a migration that was given up never starts again.
 //!
-//! Files: `leaving` and `arriving`: the two halves; `command`: what goes in and comes out; `import`: a table that comes in pieces; `mover`: what the source's leader
-//! says to the destination; `view`: lockspaces as they are shown.
+//! Files: `leaving` and `arriving`: the two halves; `command`: what goes in and comes out; `import`: a table that comes in
+//! pieces; `mover`: what the source's leader says to the destination; `view`: lockspaces as they are shown.
 
 mod arriving;
 pub mod canary;
