@@ -25,7 +25,7 @@ pub(crate) struct Stated {
     /// When it ends, seconds since 1970.
     pub(crate) not_after: i64,
     /// Names and addresses of the hosts that it is for.
-    #[cfg_attr(not(feature = "issue"), expect(dead_code, reason = "who renews a certificate keeps them"))]
+    #[cfg_attr(not(feature = "issue"), allow(dead_code, reason = "who renews a certificate keeps them"))]
     pub(crate) hosts: Vec<String>,
 }
 

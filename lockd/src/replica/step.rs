@@ -158,6 +158,8 @@ pub struct Replica {
     waiting: VecDeque<Bytes>,
     /// To whom states are on their way, and for how many ticks.
     sent_states: BTreeMap<u64, u64>,
+    /// When each other member said something last.
+    heard: BTreeMap<ReplicaId, Time>,
 }
 
 impl Replica {
@@ -208,6 +210,7 @@ impl Replica {
             reported,
             waiting: VecDeque::new(),
             sent_states: BTreeMap::new(),
+            heard: BTreeMap::new(),
         };
         replica.draw_wait();
         replica
@@ -226,7 +229,10 @@ impl Replica {
         match input {
             Input::Tick => {}
             Input::Propose(command) => self.on_propose(command),
-            Input::Received(message) => self.on_message(message),
+            Input::Received(message) => {
+                self.note_heard(now, message.from);
+                self.on_message(message);
+            }
             Input::Unreachable(id) => self.raw.report_unreachable(id.0),
             Input::Durable { number } => self.on_durable(number, out),
             Input::Compact { state } => self.on_compact(&state, out),
@@ -302,6 +308,20 @@ impl Replica {
             progress.matched == last || (streams && progress.matched + CAUGHT_UP_ENTRIES > last)
         };
         self.is_leader() && self.raw.raft.prs().get(id.0).is_some_and(follows)
+    }
+
+    /// Whether `id` said something after `since`. A leader hears of whoever is well at every heartbeat; one that is
+    /// frozen or cut off stays connected for much longer than that.
+    #[must_use]
+    pub fn heard_after(&self, since: Time, id: ReplicaId) -> bool {
+        id == self.id || self.heard.get(&id).is_some_and(|heard| *heard > since)
+    }
+
+    fn note_heard(&mut self, now: Time, from: ReplicaId) {
+        if self.members.contains_key(&from) {
+            self.heard.insert(from, now);
+        }
+        self.heard.retain(|id, _| self.members.contains_key(id));
     }
 
     fn is_leader(&self) -> bool {

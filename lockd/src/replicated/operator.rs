@@ -24,6 +24,9 @@ const CHANGE_WITHIN: Duration = Duration::from_secs(10);
 /// A replica learns everything within this; a larger state takes another request.
 const LEARN_WITHIN: Duration = Duration::from_secs(60);
 
+/// A replica that is well is heard of within this: it answers every heartbeat.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
 /// A new replica is reached within this.
 const REACH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,7 @@ struct Asked {
     name: Option<String>,
     /// What was begun last; it is not begun twice.
     begun: Option<Begun>,
+    asked_at: Time,
     /// Whoever learns is reached, or was then.
     reached_at: Time,
     until: Time,
@@ -102,7 +106,7 @@ impl Desk {
             GroupRequest::Add { .. } | GroupRequest::Show => return Some(refused("that names no replica")),
         };
         let until = now.after(within);
-        self.asked = Some(Asked { by, goal, name: None, begun: None, reached_at: now, until });
+        self.asked = Some(Asked { by, goal, name: None, begun: None, asked_at: now, reached_at: now, until });
         None
     }
 
@@ -119,9 +123,12 @@ impl Desk {
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let asked = self.asked.as_ref()?;
-        let learns = matches!(asked.goal, Goal::Member { .. });
-        let reach = learns.then(|| asked.reached_at.after(REACH_WITHIN));
-        reach.into_iter().chain([asked.until]).min()
+        let look = match asked.goal {
+            Goal::Member { .. } => Some(asked.reached_at.after(REACH_WITHIN)),
+            Goal::NoMember(_) => Some(asked.asked_at.after(HEARD_WITHIN)),
+            Goal::Lead(_) => None,
+        };
+        look.into_iter().chain([asked.until]).min()
     }
 
     /// The next thing to do, if there is one now.
@@ -174,7 +181,7 @@ impl Asked {
             Goal::Member { id, contact } => self.join(situation, id, &contact),
             Goal::NoMember(id) => {
                 let name = self.name.get_or_insert_with(|| situation.name(id));
-                situation.leave(id, name)
+                situation.leave(id, name, self.asked_at)
             }
         }
     }
@@ -276,7 +283,7 @@ impl Situation<'_> {
         }
     }
 
-    fn leave(&self, id: ReplicaId, name: &str) -> Step {
+    fn leave(&self, id: ReplicaId, name: &str, asked_at: Time) -> Step {
         let members = self.replica.members();
         let Some(member) = members.get(&id) else {
             return Step::Done(format!("{name} is no replica of the group; {}", self.bears()));
@@ -286,8 +293,11 @@ impl Situation<'_> {
                 "{name} leads: let another one lead first (csnap lockd move NODE), then remove it"
             ));
         }
-        let (voters, answering) = self.count_without(members, id);
+        let (voters, answering) = self.count_without(members, id, asked_at);
         if member.voter && answering * 2 <= voters {
+            if self.now < asked_at.after(HEARD_WITHIN) {
+                return Step::Wait;
+            }
             return Step::Refuse(format!(
                 "without {name} only {answering} of {voters} replicas would answer, which is no majority: start the \
                  others or add one first"
@@ -296,14 +306,16 @@ impl Situation<'_> {
         Step::Begin(Begun::Change(Change::Remove { id }))
     }
 
-    /// Voters but for `id`, and those of them that answer.
-    fn count_without(&self, members: &Members, id: ReplicaId) -> (usize, usize) {
+    /// Voters but for `id`, and those of them that said something since it was asked.
+    fn count_without(&self, members: &Members, id: ReplicaId, asked_at: Time) -> (usize, usize) {
         let voters: Vec<_> = members
             .iter()
             .filter(|(other, member)| **other != id && member.voter)
             .map(|(other, _)| *other)
             .collect();
-        let answers = |other: &&ReplicaId| **other == self.replica.id() || !self.reached.is_lost(**other);
+        let answers = |other: &&ReplicaId| {
+            !self.reached.is_lost(**other) && self.replica.heard_after(asked_at, **other)
+        };
         (voters.len(), voters.iter().filter(answers).count())
     }
 

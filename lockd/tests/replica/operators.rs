@@ -139,6 +139,18 @@ fn what_an_operator_would_regret_is_refused() {
     assert_eq!(shown(&mut trio, leader).replicas.len(), 3);
 }
 
+/// One that is frozen stays connected; a group whose majority it is would stand still.
+#[test]
+fn a_replica_that_says_nothing_counts_for_nothing_though_it_is_connected() {
+    let (mut trio, leader) = acquainted();
+    let (frozen, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    trio.lockds[frozen] = None;
+    let majority = GroupRequest::Remove { replica: number(other) };
+    assert!(refusal(ask(&mut trio, leader, majority)).contains("majority"));
+    let request = GroupRequest::Remove { replica: number(frozen) };
+    assert!(done(ask(&mut trio, leader, request)).contains("2 vote"));
+}
+
 #[test]
 fn a_dead_replica_is_removed_once_and_the_rest_goes_on() {
     let (mut trio, leader) = acquainted();

@@ -33,6 +33,9 @@ impl Nodes {
             nodes.agents.push(None);
             nodes.start_agent(number);
         }
+        let socks: Vec<_> = (1..=count).map(|n| nodes.path(&format!("n{n}/agent.sock"))).collect();
+        wait_until("every agent answers", || socks.iter().all(|sock| sock.exists()));
+        wait_until("a server serves", || nodes.status()["server"]["state"] == "serving");
         nodes.csnap(&["volume", "create", "demo", "--size", "64M"]);
         wait_until("every node exports", || {
             let status = nodes.status();

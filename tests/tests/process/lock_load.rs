@@ -21,12 +21,14 @@ pub(crate) const LEASE_MS: u64 = 1500;
 
 /// A session of a client that is told in time when it may be lost.
 pub(crate) fn session(addresses: Vec<SocketAddr>) -> (LockSession, Receiver<ClientEvent>) {
+    session_for(LEASE_MS, addresses)
+}
+
+/// One with a lease of its own.
+pub(crate) fn session_for(lease_ms: u64, addresses: Vec<SocketAddr>) -> (LockSession, Receiver<ClientEvent>) {
     let id = u128::from(SESSIONS.fetch_add(1, Ordering::Relaxed)).to_le_bytes();
-    let config = ClientConfig {
-        node: Name::new("client").expect("a name"),
-        lease_ms: LEASE_MS,
-        renew_ms: LEASE_MS / 6,
-    };
+    let config =
+        ClientConfig { node: Name::new("client").expect("a name"), lease_ms, renew_ms: LEASE_MS / 6 };
     let identity = Identity { session: SessionId(id), secret: Secret(id) };
     LockSession::spawn(LockClient::new(config, identity, vec![]), addresses)
 }

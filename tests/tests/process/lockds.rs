@@ -2,15 +2,17 @@
 //! added and removed; with lock clients and guests beside it.
 
 use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use csnap_lockd::client::ClientEvent;
-use csnap_proto::message::lock::{Flags, LockOp, LockReply, Mode};
+use csnap_proto::message::lock::{Flags, LockEvent, LockOp, LockReply, Mode};
 use serde_json::Value;
 
-use super::cluster::{Cluster, number, signal, wait_until};
+use super::cluster::{Cluster, binary, number, signal, wait_until};
 use super::failover::Fio;
-use super::lock_load::{LEASE_MS, LockLoad, session};
+use super::lock_load::{LEASE_MS, LockLoad, session, session_for};
 use super::writer::{Writer, summary};
 
 /// Where the lockds listen, in order.
@@ -134,28 +136,108 @@ struct Told {
     lost: Instant,
 }
 
-/// A client takes a lock and holds it until it is told that it may be lost. Whether it has it is said at once.
-fn holder(addresses: Vec<SocketAddr>, has_it: std::sync::mpsc::Sender<()>) -> std::thread::JoinHandle<Told> {
+/// What a client does with a session, on a thread of its own.
+fn client<T: Send + 'static>(work: impl AsyncFnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            let (session, mut events) = session(addresses);
-            let reply = session.operate(LockOp::lock("held", Mode::Ex, Flags::NONE)).await;
-            assert!(matches!(reply, Ok(LockReply::Granted { .. })), "{reply:?}");
-            has_it.send(()).expect("it is waited for");
-            let mut jeopardy = None;
-            loop {
-                match events.recv().await.expect("told before it ends") {
-                    ClientEvent::Jeopardy => jeopardy = jeopardy.or(Some(Instant::now())),
-                    ClientEvent::SessionLost { .. } => {
-                        let jeopardy = jeopardy.expect("told of jeopardy first");
-                        break Told { jeopardy, lost: Instant::now() };
-                    }
-                    _ => {}
-                }
-            }
-        })
+        runtime.expect("a runtime").block_on(work())
     })
+}
+
+/// A client takes a lock and holds it until it is told that it may be lost. Whether it has it is said at once.
+fn holder(
+    addresses: Vec<SocketAddr>,
+    resource: String,
+    has_it: mpsc::Sender<()>,
+) -> std::thread::JoinHandle<Told> {
+    client(async move || {
+        let (session, mut events) = session(addresses);
+        let reply = session.operate(LockOp::lock(&resource, Mode::Ex, Flags::NONE)).await;
+        assert!(matches!(reply, Ok(LockReply::Granted { .. })), "{reply:?}");
+        has_it.send(()).expect("it is waited for");
+        let mut jeopardy = None;
+        loop {
+            match events.recv().await.expect("told before it ends") {
+                ClientEvent::Jeopardy => jeopardy = jeopardy.or(Some(Instant::now())),
+                ClientEvent::SessionLost { .. } => {
+                    let jeopardy = jeopardy.expect("told of jeopardy first");
+                    break Told { jeopardy, lost: Instant::now() };
+                }
+                _ => {}
+            }
+        }
+    })
+}
+
+/// A client with a long lease waits for that lock. That it waits is said at once; when it was granted in the end.
+fn waiter(
+    addresses: Vec<SocketAddr>,
+    resource: String,
+    waits: mpsc::Sender<()>,
+) -> std::thread::JoinHandle<Instant> {
+    client(async move || {
+        let (session, mut events) = session_for(30_000, addresses);
+        let reply = session.operate(LockOp::lock(&resource, Mode::Ex, Flags::NONE)).await;
+        assert!(matches!(reply, Ok(LockReply::Queued { .. })), "{reply:?}");
+        waits.send(()).expect("it is waited for");
+        loop {
+            match events.recv().await.expect("told before it ends") {
+                ClientEvent::Event(LockEvent::Granted { .. }) => break Instant::now(),
+                ClientEvent::SessionLost { reason } => panic!("{reason}"),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// `csnap lock run` with a command that does not end by itself.
+struct Run {
+    child: Child,
+    command: u32,
+}
+
+impl Run {
+    const LEASE_MS: u64 = 2000;
+
+    fn start(cluster: &Cluster, resource: &str) -> Self {
+        let pid = cluster.scratch().join(format!("{resource}.pid"));
+        let script =
+            format!("echo $$ > {0}.new && mv {0}.new {0}; while :; do sleep 0.01; done", pid.display());
+        let child = Command::new(binary())
+            .arg("--dir")
+            .arg(cluster.data())
+            .args(["lock", "run", resource, "--lease", "2", "--", "sh", "-c", &script])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        wait_until("the command runs", || pid.exists());
+        let command = std::fs::read_to_string(pid).expect("just seen").trim().parse().expect("a number");
+        Self { child, command }
+    }
+
+    /// Waits until it gave its command up, and looks whether the command is gone.
+    fn ended(mut self) -> Instant {
+        let status = self.child.wait().expect("is ours");
+        let at = Instant::now();
+        assert_eq!(status.code(), Some(123), "the lock was lost");
+        let gone = !std::path::Path::new(&format!("/proc/{}", self.command)).exists();
+        assert!(gone || is_zombie(self.command), "the command outlived its lock");
+        at
+    }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z'))
+}
+
+/// The agents have their sessions.
+fn wait_for_agents(cluster: &Cluster) {
+    wait_until("the agents have their sessions", || {
+        let nodes = cluster.status()["nodes"].take();
+        nodes.as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|one| one["state"] == "up"))
+    });
 }
 
 #[test]
@@ -164,32 +246,49 @@ fn a_frozen_majority_stops_lock_clients_in_time_and_no_guest_and_all_of_it_goes_
     let server = cluster.server();
     cluster.csnap(&["volume", "create", "guest", "--size", "16M"]);
     let guest = Writer::start(&cluster.socket(2), "guest", 1024);
-    for frozen in [["n1", "n2"], ["n2", "n3"], ["n3", "n1"]] {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for round in 0..number("CSNAP_FREEZES", 3) {
+        let frozen = [["n1", "n2"], ["n2", "n3"], ["n3", "n1"]][round as usize % 3];
         let fio = Fio::start(&cluster, "8M");
-        let (has_it, waits) = std::sync::mpsc::channel();
-        let holder = holder(addresses(&cluster), has_it);
-        waits.recv().expect("it has the lock");
+        guest.wait_for(200);
+        guest.take_stall();
+        guest.wait_for(500);
+        without.push(guest.take_stall());
+        let (says, hears) = mpsc::channel();
+        let holder = holder(addresses(&cluster), format!("held-{round}"), says.clone());
+        hears.recv().expect("it has the lock");
+        let waiter = waiter(addresses(&cluster), format!("held-{round}"), says);
+        hears.recv().expect("it waits");
+        let run = Run::start(&cluster, &format!("run-{round}"));
         let pids = frozen.map(|node| pid(&cluster, node));
         let stopped_at = Instant::now();
         pids.iter().for_each(|pid| signal(*pid, "STOP"));
         let told = holder.join().expect("it is told");
         let (jeopardy, lost) = (told.jeopardy - stopped_at, told.lost - stopped_at);
+        let ended = run.ended() - stopped_at;
         println!("{frozen:?} frozen: jeopardy after {jeopardy:?}, lost after {lost:?} of {LEASE_MS} ms");
+        println!("  csnap lock run ended its command after {ended:?} of {} ms", Run::LEASE_MS);
         assert!(jeopardy < lost && lost <= Duration::from_millis(LEASE_MS + 300), "in time");
+        assert!(ended <= Duration::from_millis(Run::LEASE_MS + 300), "in time");
         // The server's own lease is over as well by now, and it does not matter.
         guest.wait_for(500);
-        cluster.csnap(&["snapshot", "create", &format!("guest@{}", frozen[0])]);
+        cluster.csnap(&["snapshot", "create", &format!("guest@s{round}")]);
+        guest.wait_for(100);
+        with.push(guest.take_stall());
         assert_eq!(cluster.server(), server, "it serves on");
+        let thawed_at = Instant::now();
         pids.iter().for_each(|pid| signal(*pid, "CONT"));
+        let granted = waiter.join().expect("it is granted in the end");
+        assert!(granted > thawed_at, "nothing is granted without a majority");
+        println!("  the next one was granted {:?} after the thaw", granted - thawed_at);
         wait_whole(&cluster);
-        wait_until("the agents have their sessions", || {
-            let nodes = cluster.status()["nodes"].take();
-            nodes.as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|one| one["state"] == "up"))
-        });
+        wait_for_agents(&cluster);
         guest.wait_for(500);
         assert_eq!(cluster.server(), server, "the same server under the same term");
         fio.verified();
     }
+    println!("the guest's longest stall while all run:         {}", summary(&mut without));
+    println!("the guest's longest stall with a majority frozen: {}", summary(&mut with));
     guest.stop_and_verify();
     signal(server.pid, "KILL");
     wait_until("takeovers work again", || cluster.server().term > server.term);
@@ -277,11 +376,12 @@ fn what_is_not_there_or_must_not_go_is_refused_in_a_line() {
     let mut followers = ["n1", "n2", "n3"].into_iter().filter(|node| *node != leader);
     let (away, last) = (followers.next().expect("two follow"), followers.next().expect("two follow"));
     let frozen = pid(&cluster, away);
-    signal(frozen, "KILL");
-    // It is started again in a moment: the group must not shrink to a majority that is not there.
-    let output = cluster.run(&["lockd", "remove", last]);
-    let line = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() || line.contains("majority"), "{line}");
+    signal(frozen, "STOP");
+    wait_until("it is seen to be away", || member(&cluster, away)["state"] == "away");
+    // The group must not shrink to a majority that is not there.
+    let line = cluster.refused(1, &["lockd", "remove", last]);
+    assert!(line.contains("majority"), "{line}");
+    signal(frozen, "CONT");
 }
 
 #[test]
