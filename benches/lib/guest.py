@@ -95,7 +95,8 @@ class Guest:
         self.log = system.work / "guest"
         self.run = fio.start(
             system.uri, "randwrite", "4k", DEPTH, SIZE_MIB, "--time_based", "--runtime=86400",
-            f"--rate_iops={GUEST_IOPS}", "--continue_on_error=io", f"--write_lat_log={self.log}", "--log_unix_epoch=1", "--disable_slat=1")
+            f"--rate_iops={GUEST_IOPS}", "--continue_on_error=io",
+            f"--write_lat_log={self.log}", "--log_unix_epoch=1", "--disable_slat=1")
         self.writes = []
         wait_until("the guest writes", lambda: system.volume()["attached"])
 
