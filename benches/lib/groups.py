@@ -17,22 +17,39 @@ REPLICAS = 3
 class LockTools:
     """Binaries of both systems and of the load, built or fetched; says in one line what is missing."""
 
-    def __init__(self, target, etcd):
+    def __init__(self, target, parts, etcd):
         self.csnap = os.environ.get("CSNAP_BIN", str(target / "release" / "csnap"))
         if not Path(self.csnap).exists():
             raise SystemExit("no csnap binary: run cargo build --release first")
-        self.etcd = find_etcd(target / "etcd") if etcd else None
-        self.load = os.environ.get("CSNAP_LOAD") or self.build_load(target, etcd)
-
-    @staticmethod
-    def build_load(target, etcd):
+        if not shutil.which("fio") and {"elections", "guest"} & set(parts):
+            raise SystemExit("no fio, which elections and guest need: apt-get install fio, or name other --parts")
         if etcd and not shutil.which("protoc"):
             raise SystemExit("no protoc, which etcd's client is built with: apt-get install protobuf-compiler "
                              "libprotobuf-dev, or use --no-etcd")
-        build = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "csnap-load"]
-        if subprocess.run(build + (["--features", "etcd"] if etcd else []), cwd=Path(__file__).parents[2]).returncode:
-            raise SystemExit("the load generator does not build; see above")
+        self.etcd = find_etcd(target / "etcd") if etcd else None
+        self.load = os.environ.get("CSNAP_LOAD") or self.build_load(target, etcd)
+        if etcd and "nodes" in parts:
+            self.csnap_on_etcd = os.environ.get("CSNAP_BIN_ETCD") or self.build_csnap(target)
+
+    @staticmethod
+    def build_load(target, etcd):
+        build("csnap-load", *(["--features", "etcd"] if etcd else []))
         return str(target / "release" / "csnap-load")
+
+    @staticmethod
+    def build_csnap(target):
+        """A csnap with etcd, beside the one without, which is put back in its place."""
+        made = target / "etcd" / "csnap"
+        build("csnap-cli", "--features", "etcd")
+        shutil.copy2(target / "release" / "csnap", made)
+        build("csnap-cli")
+        return str(made)
+
+
+def build(package, *arguments):
+    command = ["cargo", "build", "--release", "--locked", "--quiet", "-p", package, *arguments]
+    if subprocess.run(command, cwd=Path(__file__).parents[2]).returncode:
+        raise SystemExit(f"{package} does not build; see above")
 
 
 def find_etcd(cache):
@@ -61,9 +78,36 @@ def free_addresses(count):
     return addresses
 
 
+class Running:
+    """Groups that run while something is measured."""
+
+    def __init__(self, *groups):
+        self.groups = groups
+
+    def __enter__(self):
+        try:
+            for group in self.groups:
+                group.start()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_):
+        for group in self.groups:
+            group.stop()
+
+
 class Group:
     """Three replicas, each a process with a directory and a log of its own."""
     system = None
+    server_lock = None  # what an agent's server holds
+
+    def agent_lines(self):
+        """Of the configuration file of an agent that uses this group; its last ones."""
+        raise NotImplementedError
+
+    def quoted(self):
+        return ", ".join(f'"{address}"' for address in self.addresses)
 
     def __init__(self, tools, work, name):
         self.tools, self.work, self.name = tools, work, name
@@ -124,6 +168,7 @@ class Group:
 class LockdGroup(Group):
     """`csnap lockd`, three times."""
     system = "lockd"
+    server_lock = "csnap/server"
 
     def __init__(self, tools, work, name, fast=False):
         super().__init__(tools, work, name)
@@ -136,6 +181,9 @@ class LockdGroup(Group):
 
     def command(self, n):
         return [self.tools.csnap, "lockd", "--config", str(self.dir(n) / "lockd.toml")]
+
+    def agent_lines(self):
+        return f"lockd = [{self.quoted()}]\n"
 
     def reigns(self, n):
         """Terms in which a replica has led, by its log."""
@@ -167,6 +215,8 @@ class LockdGroup(Group):
 class EtcdGroup(Group):
     """etcd, three times."""
     system = "etcd"
+    prefix = "/csnap/bench"
+    server_lock = f"{prefix}/lock"
 
     def __init__(self, tools, work, name, heartbeat_ms=100, election_ms=1000):
         super().__init__(tools, work, name)
@@ -180,6 +230,9 @@ class EtcdGroup(Group):
                 "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", members,
                 "--heartbeat-interval", str(self.heartbeat_ms), "--election-timeout", str(self.election_ms),
                 "--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]
+
+    def agent_lines(self):
+        return f'[etcd]\nendpoints = [{self.quoted()}]\nprefix = "{self.prefix}"\n'
 
     def metric(self, n, name):
         """Zero if the replica does not answer."""

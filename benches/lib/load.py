@@ -1,6 +1,7 @@
 """The load generator, `csnap-load`, as the driver uses it."""
 import json
 import queue
+import random
 import signal
 import subprocess
 import threading
@@ -13,6 +14,11 @@ RAMP_SECONDS = 0.3  # of throughput, not counted
 def boot_us():
     """Microseconds of the clock that the load generator's lines have."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+
+
+def rest(shortest, longest):
+    """So that a kill falls anywhere between two heartbeats."""
+    time.sleep(random.uniform(shortest, longest))
 
 
 def throughput(tools, group, job, clients, seconds):

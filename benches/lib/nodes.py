@@ -1,32 +1,31 @@
-"""Three nodes with an agent, a server and an exporter each, and a lockd each, on this machine: every daemon started from
-its configuration file alone."""
+"""Three nodes with an agent, a server, an exporter and a replica of lockd or etcd each, on this machine: every daemon
+started from its configuration file alone."""
 import json
 import os
 import signal
 import subprocess
 
-from groups import REPLICAS, LockdGroup
+from groups import REPLICAS
 from systems import wait_until
 
 
 class Nodes:
-    """Three nodes and three lockds."""
+    """Three nodes whose agents use the replicas of a group, which the binary can."""
 
-    def __init__(self, tools, work):
-        self.tools, self.work = tools, work
-        self.lockds = LockdGroup(tools, work / "lockd", "lockds of three nodes")
+    def __init__(self, binary, work, group):
+        self.binary, self.work, self.group = binary, work, group
         self.agents = [None] * REPLICAS
 
     def start(self):
-        self.lockds.start()
+        self.group.start()
         self.csnap("pool", "create", str(self.work / "pool"))
-        addresses = ", ".join(f'"{address}"' for address in self.lockds.addresses)
         for n in range(REPLICAS):
             home = self.home(n)
             home.mkdir()
             (home / "agent.toml").write_text(
-                f'node = "n{n + 1}"\npool = "{self.work}/pool"\nlockd = [{addresses}]\n'
-                f'agent_sock = "{home}/agent.sock"\nnbd_unix = "{home}/nbd.sock"\nstate = "{home}/state"\n')
+                f'node = "n{n + 1}"\npool = "{self.work}/pool"\n'
+                f'agent_sock = "{home}/agent.sock"\nnbd_unix = "{home}/nbd.sock"\nstate = "{home}/state"\n'
+                + self.group.agent_lines())
             self.start_agent(n)
         self.wait_whole()
 
@@ -35,18 +34,18 @@ class Nodes:
 
     def start_agent(self, n):
         with open(self.home(n) / "log", "ab") as log:
-            command = [self.tools.csnap, "agent", "--config", str(self.home(n) / "agent.toml")]
+            command = [self.binary, "agent", "--config", str(self.home(n) / "agent.toml")]
             self.agents[n] = subprocess.Popen(command, stdout=log, stderr=log)
 
     def csnap(self, *arguments):
-        done = subprocess.run([self.tools.csnap, "--dir", str(self.work), *arguments], capture_output=True, text=True)
+        done = subprocess.run([self.binary, "--dir", str(self.work), *arguments], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"csnap {' '.join(arguments[:2])}: {done.stderr.strip()}")
         return done.stdout
 
     def status(self):
         """None while no agent answers."""
-        done = subprocess.run([self.tools.csnap, "--dir", str(self.work), "status", "--json"], capture_output=True, text=True)
+        done = subprocess.run([self.binary, "--dir", str(self.work), "status", "--json"], capture_output=True, text=True)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     def node(self, n, status=None):
@@ -70,20 +69,24 @@ class Nodes:
         wait_until("every node is ready", self.is_whole, 60)
 
     def processes(self, n):
-        """Agent, server and exporter of a node."""
+        """Agent, server, exporter and replica of a node."""
         node = self.node(n)
-        return [pid for pid in (self.agents[n].pid, node["server_pid"], node["export_pid"]) if pid]
+        pids = (self.agents[n].pid, node["server_pid"], node["export_pid"], self.group.pids()[n])
+        return [pid for pid in pids if pid]
 
-    def repair(self, n, pids):
-        """A node that was lost comes back; `pids` is what was left of it."""
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+    def place_server(self, with_leader):
+        """The server on the node whose replica leads, or on another one."""
+        leader = self.group.wait_for_leader()
+        if (self.serving() == leader) != with_leader:
+            to = leader if with_leader else (leader + 1) % REPLICAS
+            self.csnap("server", "move", f"n{to + 1}")
+            self.wait_whole()
+
+    def repair(self, n):
+        """A node that was lost comes back."""
         self.agents[n].wait()
-        if not self.lockds.alive(n):
-            self.lockds.restart(n)
+        self.group.kill(n)
+        self.group.restart(n)
         self.start_agent(n)
         self.wait_whole()
 
@@ -95,9 +98,14 @@ class Nodes:
             if agent and agent.poll() is None:
                 agent.terminate()
                 agent.wait()
-        for pid in exporters:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self.lockds.stop()
+        end(exporters)
+        self.group.stop()
+
+
+def end(pids):
+    """Kills whatever is left of some processes."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass

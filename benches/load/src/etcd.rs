@@ -1,5 +1,7 @@
 //! etcd through its client: the transactions that do what locks and conversions do.
 
+mod holders;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -69,15 +71,7 @@ impl Etcd {
 
 impl Client for Etcd {
     async fn connect(addresses: &[SocketAddr], number: usize) -> anyhow::Result<Self> {
-        let (mut all, mut leader) = (Vec::new(), 0);
-        for (at, address) in addresses.iter().enumerate() {
-            let mut client = EtcdClient::connect([format!("http://{address}")], None).await?;
-            let status = client.status().await?;
-            if status.header().map(|header| header.member_id()) == Some(status.leader()) {
-                leader = at;
-            }
-            all.push(client);
-        }
+        let (all, leader) = members(addresses).await?;
         let mut client = all[leader].clone();
         let lease = client.lease_grant(LEASE_SECONDS, None).await?.id();
         Ok(Self { client, all, at: leader, lease, key: format!("bench/{number}"), revision: 0 })
@@ -117,6 +111,20 @@ impl Client for Etcd {
             self.at = (self.at + 1) % self.all.len();
         }
     }
+}
+
+/// A client of each member, and which of them leads.
+async fn members(addresses: &[SocketAddr]) -> anyhow::Result<(Vec<EtcdClient>, usize)> {
+    let (mut all, mut leader) = (Vec::new(), 0);
+    for (at, address) in addresses.iter().enumerate() {
+        let mut client = EtcdClient::connect([format!("http://{address}")], None).await?;
+        let status = client.status().await?;
+        if status.header().map(|header| header.member_id()) == Some(status.leader()) {
+            leader = at;
+        }
+        all.push(client);
+    }
+    Ok((all, leader))
 }
 
 /// The store's, as of a transaction.

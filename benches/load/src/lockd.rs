@@ -11,7 +11,7 @@ use csnap_proto::message::lock::{
 use csnap_proto::{LockId, Name, Secret, SessionId};
 use tokio::sync::mpsc;
 
-use super::{Client, Job};
+use super::{Client, Holders, Job, mortal, witness};
 
 /// Of sessions that are there for longer than any leader's absence.
 const LEASE_MS: u64 = 20_000;
@@ -129,6 +129,20 @@ impl Client for Lockd {
             LockReply::Key(KeyReply::Done { .. }) => Ok(()),
             other => bail!("put: {other:?}"),
         }
+    }
+}
+
+impl Holders for Lockd {
+    async fn live(addresses: Vec<SocketAddr>, resource: String, lease_ms: u64) -> anyhow::Result<()> {
+        tokio::task::spawn_blocking(move || mortal::live(&addresses, &resource, lease_ms)).await?
+    }
+
+    async fn wait(addresses: &[SocketAddr], resource: &str) -> anyhow::Result<()> {
+        witness::wait(addresses, resource).await
+    }
+
+    async fn watch(addresses: &[SocketAddr], resource: &str) -> anyhow::Result<()> {
+        witness::watch(addresses, resource).await
     }
 }
 

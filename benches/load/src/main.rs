@@ -24,6 +24,9 @@ use crate::lockd::Lockd;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Which service.
+    #[arg(long, global = true, default_value = "lockd")]
+    system: System,
 }
 
 #[derive(Subcommand)]
@@ -31,7 +34,7 @@ enum Command {
     /// As many operations as go, by clients that each wait for their own.
     Throughput {
         #[command(flatten)]
-        service: Service,
+        at: At,
         /// What a client does again and again.
         #[arg(long)]
         job: Job,
@@ -45,28 +48,31 @@ enum Command {
         #[arg(long, default_value_t = 0.3)]
         ramp_seconds: f64,
     },
-    /// Writes one key for ever, and prints when each write was acknowledged.
+    /// Each client writes a key of its own for ever; prints when each write was acknowledged.
     Writes {
         #[command(flatten)]
-        service: Service,
-        /// Pause after each write.
+        at: At,
+        /// Clients, each with a connection and a session of its own.
+        #[arg(long, default_value_t = 1)]
+        clients: usize,
+        /// A client's pause after each write.
         #[arg(long, default_value_t = 2)]
         pause_ms: u64,
     },
-    /// Holds a lock of lockd, renews once, says when, and never again.
+    /// Holds a lock, renews once, says when, and never again.
     Mortal {
         #[command(flatten)]
         lock: Lock,
-        /// Its lease.
+        /// Its lease; one of etcd is whole seconds.
         #[arg(long)]
         lease_ms: u64,
     },
-    /// Waits for a lock of lockd, says when it was granted, and ends.
+    /// Waits for a lock, says when it was granted, and ends.
     Wait {
         #[command(flatten)]
         lock: Lock,
     },
-    /// Prints every change of a resource of lockd: its locks, and whether it has a writer.
+    /// Prints every change of a resource of lockd: its locks, and whether it has a writer. Of etcd the same of a key.
     Watch {
         #[command(flatten)]
         lock: Lock,
@@ -74,21 +80,17 @@ enum Command {
 }
 
 #[derive(Args)]
-struct Service {
-    /// Which one.
-    #[arg(long)]
-    system: System,
-    /// Where its replicas serve clients.
+struct At {
+    /// Where the service's replicas serve clients.
     #[arg(long, value_delimiter = ',', required = true)]
     addresses: Vec<SocketAddr>,
 }
 
 #[derive(Args)]
 struct Lock {
-    /// Where lockd's replicas serve clients.
-    #[arg(long, value_delimiter = ',', required = true)]
-    addresses: Vec<SocketAddr>,
-    /// What is locked.
+    #[command(flatten)]
+    at: At,
+    /// What is locked, or watched.
     #[arg(long)]
     resource: String,
 }
@@ -125,52 +127,79 @@ trait Client: Sized + Send + 'static {
     fn write(&mut self, value: u64) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
+/// What becomes of one lock of a service, and what others see of it.
+trait Holders {
+    /// Takes it, renews once, says when ([`Renewed`]), and waits to be killed.
+    async fn live(addresses: Vec<SocketAddr>, resource: String, lease_ms: u64) -> anyhow::Result<()>;
+
+    /// Queues for it, and gives it back once it was granted.
+    async fn wait(addresses: &[SocketAddr], resource: &str) -> anyhow::Result<()>;
+
+    /// Tells of it until it is killed.
+    async fn watch(addresses: &[SocketAddr], resource: &str) -> anyhow::Result<()>;
+}
+
+/// A line of a client that renews no more.
+#[derive(Serialize)]
+struct Renewed {
+    /// Before the renewal was sent: the service cannot have had it earlier.
+    renewed_us: u64,
+    lease_ms: u64,
+}
+
+/// A line of a client that waits for a lock, or watches one.
+#[derive(Serialize)]
+#[serde(tag = "what", rename_all = "lowercase")]
+enum Seen {
+    /// The watch stands, or the request for the lock is about to be sent.
+    Ready,
+    Granted {
+        at_us: u64,
+    },
+    /// A lock as it is now; without a mode it is gone.
+    Held {
+        at_us: u64,
+        session: String,
+        mode: String,
+        term: u64,
+    },
+    /// Whether nobody has it in PW or EX.
+    Vacant {
+        at_us: u64,
+        vacant: bool,
+    },
+}
+
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
-    runtime.block_on(run(cli.command))
-}
-
-async fn run(command: Command) -> anyhow::Result<()> {
-    match command {
-        Command::Throughput {
-            service: Service { system, addresses },
-            job,
-            clients,
-            seconds,
-            ramp_seconds,
-        } => {
-            let ramp = Duration::from_secs_f64(ramp_seconds);
-            let plan = throughput::Plan { job, clients, ramp, length: Duration::from_secs_f64(seconds) };
-            say(&match system {
-                System::Lockd => throughput::measure::<Lockd>(&addresses, plan).await?,
-                #[cfg(feature = "etcd")]
-                System::Etcd => throughput::measure::<etcd::Etcd>(&addresses, plan).await?,
-                #[cfg(not(feature = "etcd"))]
-                System::Etcd => return Err(without_etcd()),
-            })
-        }
-        Command::Writes { service: Service { system, addresses }, pause_ms } => {
-            let pause = Duration::from_millis(pause_ms);
-            match system {
-                System::Lockd => writes::write::<Lockd>(&addresses, pause).await,
-                #[cfg(feature = "etcd")]
-                System::Etcd => writes::write::<etcd::Etcd>(&addresses, pause).await,
-                #[cfg(not(feature = "etcd"))]
-                System::Etcd => Err(without_etcd()),
+    runtime.block_on(async {
+        match cli.system {
+            System::Lockd => run::<Lockd>(cli.command).await,
+            #[cfg(feature = "etcd")]
+            System::Etcd => run::<etcd::Etcd>(cli.command).await,
+            #[cfg(not(feature = "etcd"))]
+            System::Etcd => {
+                anyhow::bail!("built without etcd: build it with --features etcd, which needs protoc")
             }
         }
-        Command::Mortal { lock: Lock { addresses, resource }, lease_ms } => {
-            tokio::task::spawn_blocking(move || mortal::live(&addresses, &resource, lease_ms)).await?
-        }
-        Command::Wait { lock: Lock { addresses, resource } } => witness::wait(&addresses, &resource).await,
-        Command::Watch { lock: Lock { addresses, resource } } => witness::watch(&addresses, &resource).await,
-    }
+    })
 }
 
-#[cfg(not(feature = "etcd"))]
-fn without_etcd() -> anyhow::Error {
-    anyhow::anyhow!("built without etcd: build it with --features etcd, which needs protoc")
+async fn run<S: Client + Holders>(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Throughput { at, job, clients, seconds, ramp_seconds } => {
+            let ramp = Duration::from_secs_f64(ramp_seconds);
+            let plan = throughput::Plan { job, clients, ramp, length: Duration::from_secs_f64(seconds) };
+            say(&throughput::measure::<S>(&at.addresses, plan).await?)
+        }
+        Command::Writes { at, clients, pause_ms } => {
+            writes::write::<S>(&at.addresses, clients, Duration::from_millis(pause_ms)).await
+        }
+        Command::Mortal { lock, lease_ms } => S::live(lock.at.addresses, lock.resource, lease_ms).await,
+        Command::Wait { lock } => S::wait(&lock.at.addresses, &lock.resource).await,
+        Command::Watch { lock } => S::watch(&lock.at.addresses, &lock.resource).await,
+    }
 }
 
 /// A line for the driver.

@@ -10,22 +10,14 @@ use csnap_lockd::client::{GREETING_BYTES, Identity, greeting};
 use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::message::lock::{Flags, FromLockd, LockOp, LockReply, Mode, ToLockd};
 use csnap_proto::{EventNumber, Frame, Name, RequestId, Sequence, Term};
-use serde::Serialize;
 
-use super::{now_us, say};
+use super::{Renewed, now_us, say};
 
 /// A lockd that follows closes what is asked of it; one that is dead answers nothing.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Attempts over all addresses before it gives up.
 const ROUNDS_MAX: usize = 100;
-
-#[derive(Serialize)]
-struct Renewed {
-    /// Before the renewal was sent: lockd cannot have had it earlier.
-    renewed_us: u64,
-    lease_ms: u64,
-}
 
 /// Takes the lock in EX, renews once, says when, and waits to be killed.
 pub(crate) fn live(addresses: &[SocketAddr], resource: &str, lease_ms: u64) -> anyhow::Result<()> {

@@ -1,35 +1,11 @@
-//! What others see of a lock: when it is granted to them, and who has it.
+//! What others see of a lock of lockd: when it is granted to them, and who has it.
 
 use std::net::SocketAddr;
 
 use csnap_proto::message::lock::{LockEvent, LockOp, LockReply, Mode, ValueChange, Watched};
-use serde::Serialize;
 
 use super::lockd::Lockd;
-use super::{now_us, say};
-
-/// A line for the driver.
-#[derive(Serialize)]
-#[serde(tag = "what", rename_all = "lowercase")]
-enum Seen {
-    /// The watch stands, or the request for the lock is about to be sent.
-    Ready,
-    Granted {
-        at_us: u64,
-    },
-    /// A lock as it is now; without a mode it is gone.
-    Held {
-        at_us: u64,
-        session: String,
-        mode: String,
-        term: u64,
-    },
-    /// Whether nobody has it in PW or EX.
-    Vacant {
-        at_us: u64,
-        vacant: bool,
-    },
-}
+use super::{Seen, now_us, say};
 
 /// Queues for the lock in EX, and gives it back once it was granted.
 pub(crate) async fn wait(addresses: &[SocketAddr], resource: &str) -> anyhow::Result<()> {
