@@ -95,6 +95,7 @@ impl Report {
     fn note_thin(&mut self, outcome: &Outcome) {
         let faults: u64 = outcome.tally.faults.values().sum();
         let seen = [
+            ("simulated seconds", outcome.lasted / 1_000_000, 60),
             ("requests", outcome.tally.count("requests"), 2000),
             ("snapshots made", outcome.tally.count("snapshots made"), 3),
             ("faults", faults, 2),

@@ -10,7 +10,7 @@ fn run(program: &str, arguments: &[&str]) -> Output {
     output.unwrap_or_else(|error| panic!("{program} does not start ({error}); ./test installs it"))
 }
 
-fn must(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn must(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -21,7 +21,7 @@ fn must(program: &str, arguments: &[&str]) -> String {
     text
 }
 
-fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("temporary directories are text")
 }
 
@@ -56,6 +56,8 @@ fn nbdcopy_goes_both_ways_with_four_connections() {
     must("cmp", &[path(&image), path(&back)]);
     must("nbdcopy", &[&format!("nbd://{}/demo", cluster.tcp()), path(&back)]);
     must("cmp", &[path(&image), path(&back)]);
+    let bytes = std::fs::metadata(&back).expect("it is there").len();
+    println!("{bytes} bytes of an ext4 image copied in once and out twice, no difference");
 }
 
 #[test]
@@ -107,4 +109,5 @@ fn fio_verifies_what_it_wrote_over_a_snapshot() {
     fio(&["--rw=randwrite", "--verify_fatal=1"]);
     cluster.csnap(&["snapshot", "create", "demo@a"]);
     fio(&["--rw=randwrite", "--verify_fatal=1", "--randseed=7"]);
+    println!("fio verified 32 MiB, before and after a snapshot");
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Long enough for a debug build on a busy machine; nothing that works takes a tenth of it.
@@ -27,8 +28,8 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     nodes: u32,
-    /// Soft and hard limit of open files, if not ours.
-    descriptors: Option<(u32, u32)>,
+    /// What a shell does before it becomes `csnap up`, if anything: limits and environment that are not ours.
+    limits: Option<String>,
     up: Option<Child>,
 }
 
@@ -36,15 +37,31 @@ impl Cluster {
     /// Starts `nodes` nodes and waits until the volume `demo` can be had.
     pub(crate) fn start(nodes: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, descriptors: None, up: None };
+        let mut cluster = Self { dir, nodes, limits: None, up: None };
         cluster.up();
         cluster
     }
 
     /// As [`Cluster::start`], with processes that may open so many files: soft and hard limit.
     pub(crate) fn start_with_descriptors(nodes: u32, soft: u32, hard: u32) -> Self {
+        Self::start_limited(nodes, format!("ulimit -Sn {soft} && ulimit -Hn {hard}"))
+    }
+
+    /// As [`Cluster::start`], with processes to which no file may be larger, as if the file system took none.
+    pub(crate) fn start_with_file_size(nodes: u32, bytes: u64) -> Self {
+        // sh counts in blocks of 512 bytes.
+        Self::start_limited(nodes, format!("trap '' XFSZ && ulimit -f {}", bytes / 512))
+    }
+
+    /// As [`Cluster::start`], with processes that map one arena of the allocator and not 64 MiB more for each thread, so that
+    /// what they map is what they use.
+    pub(crate) fn start_with_one_arena(nodes: u32) -> Self {
+        Self::start_limited(nodes, "export MALLOC_ARENA_MAX=1".to_owned())
+    }
+
+    fn start_limited(nodes: u32, limits: String) -> Self {
         let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, descriptors: Some((soft, hard)), up: None };
+        let mut cluster = Self { dir, nodes, limits: Some(limits), up: None };
         cluster.up();
         cluster
     }
@@ -78,11 +95,11 @@ impl Cluster {
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");
         let log = std::fs::File::create(self.dir.path().join("up.log")).expect("a log");
-        let mut command = match self.descriptors {
+        let mut command = match &self.limits {
             None => Command::new(binary()),
-            Some((soft, hard)) => {
+            Some(limits) => {
                 let mut shell = Command::new("sh");
-                let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
+                let script = format!("{limits} && exec \"$@\"");
                 shell.args(["-c", &script, "sh"]).arg(binary());
                 shell
             }
@@ -144,10 +161,8 @@ impl Cluster {
         let output = self.run(arguments);
         let error = String::from_utf8(output.stderr).expect("it prints text");
         assert_eq!(output.status.code(), Some(code), "csnap {arguments:?}: {error}");
-        if code == 1 {
-            assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
-        }
-        error
+        assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+        error.trim_end().to_owned()
     }
 
     /// `csnap status --json`, which works without a server.
@@ -320,7 +335,17 @@ pub(crate) struct Server {
 /// Sends a signal by name; a process that is gone is fine.
 pub(crate) fn signal(pid: u32, name: &str) {
     assert_ne!(pid, 0, "that is our own process group");
-    let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status();
+    let signal = match name {
+        "CONT" => Signal::CONT,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "STOP" => Signal::STOP,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        other => panic!("no test sends {other}"),
+    };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("the kernel gave it");
+    let _ = kill_process(pid, signal);
 }
 
 /// A text with one thing changed, which must be there.

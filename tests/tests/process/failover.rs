@@ -56,6 +56,11 @@ pub(crate) struct Fio {
 impl Fio {
     /// Each round writes the first `size` of the volume `demo` once, 2000 blocks a second at most, and reads it again.
     pub(crate) fn start(cluster: &Cluster, size: &str) -> Self {
+        Self::start_at(cluster, &cluster.uri(1, "demo"), size)
+    }
+
+    /// As [`Self::start`], by another way to the volume.
+    pub(crate) fn start_at(cluster: &Cluster, uri: &str, size: &str) -> Self {
         let log = File::create(cluster.scratch().join("fio.log")).expect("a log");
         let mut command = Command::new("fio");
         command
@@ -63,7 +68,7 @@ impl Fio {
             .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16"])
             .args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64"])
             .args(["--rate_iops=2000", "--verify_state_save=0", "--randrepeat=0"])
-            .args([format!("--size={size}"), format!("--uri={}", cluster.uri(1, "demo"))])
+            .args([format!("--size={size}"), format!("--uri={uri}")])
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
         let stop = Arc::new(AtomicBool::new(false));

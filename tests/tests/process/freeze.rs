@@ -1,12 +1,12 @@
 //! Processes that stop and go on as if nothing had happened.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, is_alive, is_stopped, signal, wait_until};
 use super::flusher::Flusher;
 use super::nbd::{ERR_POLICY, Nbd, WRITE};
 use super::strace::Strace;
-use super::writer::Writer;
+use super::writer::{Writer, ms};
 
 #[test]
 fn a_frozen_server_is_replaced_by_its_agent() {
@@ -15,10 +15,19 @@ fn a_frozen_server_is_replaced_by_its_agent() {
     guest.wait_for(100);
     cluster.csnap(&["snapshot", "create", "demo@a"]);
     let server = cluster.server();
+    guest.take_stall();
     signal(server.pid, "STOP");
     wait_until("another server serves", || cluster.server().pid != server.pid);
+    let next = cluster.server();
+    assert!(next.term > server.term, "terms only grow: {server:?} then {next:?}");
     guest.wait_for(100);
     wait_until("the frozen server is gone", || !is_alive(server.pid));
+    println!(
+        "server frozen: term {}, then {}; guest's stall {}",
+        server.term,
+        next.term,
+        ms(guest.take_stall())
+    );
     guest.stop_and_verify();
 }
 
@@ -31,6 +40,7 @@ fn a_frozen_agent_and_server_are_replaced_by_another_node_and_the_thawed_server_
     guest.wait_for(100);
     cluster.csnap(&["snapshot", "create", "demo@a"]);
     let agent = cluster.pid(&server.node, "agent_pid");
+    guest.take_stall();
     signal(agent, "STOP");
     signal(server.pid, "STOP");
     wait_until("another node serves", || {
@@ -38,6 +48,8 @@ fn a_frozen_agent_and_server_are_replaced_by_another_node_and_the_thawed_server_
         now.node != server.node && now.term > server.term
     });
     guest.wait_for(500);
+    let (term, stall) = (cluster.server().term, ms(guest.take_stall()));
+    println!("server and agent frozen: term {}, then {term}; guest's stall {stall}", server.term);
     signal(server.pid, "CONT");
     signal(agent, "CONT");
     wait_until("the thawed server is gone", || !is_alive(server.pid));
@@ -81,7 +93,7 @@ fn why_blocked(cluster: &Cluster) -> String {
     why.expect("just found")
 }
 
-/// Nobody gets the volume, and its epoch does not end.
+/// Nobody gets the volume, and its epoch does not end. What is said of it.
 fn assert_held(cluster: &Cluster, exporter: u32) {
     let why = why_blocked(cluster);
     assert!(why.contains("n1") && why.contains(&exporter.to_string()), "status names the holder: {why}");
@@ -90,6 +102,7 @@ fn assert_held(cluster: &Cluster, exporter: u32) {
     assert!(refused.message.contains("n1"), "names the holder: {}", refused.message);
     let line = cluster.refused(1, &["snapshot", "create", "demo@held"]);
     assert!(line.contains("n1"), "names the holder: {line}");
+    println!("status says: {why}\nGO is refused: {}\nsnapshot create: {line}", refused.message);
 }
 
 #[test]
@@ -98,6 +111,7 @@ fn an_exporter_frozen_past_its_session_with_a_write_in_hand_keeps_its_volume_unt
     let mut held = Nbd::must_open(&cluster.socket(1), "demo");
     let exporter = cluster.pid("n1", "export_pid");
     freeze_with_writes_in_hand(&cluster, &mut held, exporter, 1);
+    let frozen = Instant::now();
     assert_held(&cluster, exporter);
     // A new server knows it as well.
     let server = cluster.server();
@@ -105,6 +119,7 @@ fn an_exporter_frozen_past_its_session_with_a_write_in_hand_keeps_its_volume_unt
     wait_until("another server serves", || cluster.server().term > server.term);
     assert_held(&cluster, exporter);
 
+    println!("held, over a change of servers, for {}", ms(frozen.elapsed()));
     signal(exporter, "CONT");
     for _ in 0..2 {
         assert_eq!(held.reply().1, 0, "thawed, it goes on: nobody was in between");
@@ -113,9 +128,12 @@ fn an_exporter_frozen_past_its_session_with_a_write_in_hand_keeps_its_volume_unt
     assert_eq!(held.read(0, 8192), Ok(vec![1; 8192]));
 
     freeze_with_writes_in_hand(&cluster, &mut held, exporter, 2);
+    let frozen = Instant::now();
     assert_held(&cluster, exporter);
+    let killed = Instant::now();
     signal(exporter, "KILL");
     wait_until("it is reaped, and the volume free", || Nbd::open(&cluster.socket(2), "demo").is_ok());
+    println!("held for {} until SIGKILL, then free after {}", ms(killed - frozen), ms(killed.elapsed()));
     let mut other = Nbd::must_open(&cluster.socket(2), "demo");
     let found = other.read(4096, 4096).expect("a read");
     assert!(found == vec![1; 4096] || found == vec![2; 4096], "the write in hand is there or not");
@@ -131,9 +149,11 @@ fn a_killed_exporter_is_reaped_and_its_volume_free_with_what_was_flushed() {
     cluster.csnap(&["snapshot", "create", "demo@a"]);
     guest.wait_for_flushes(5);
     let exporter = cluster.pid("n1", "export_pid");
+    let killed = Instant::now();
     signal(exporter, "KILL");
     wait_until("the volume is free", || Nbd::open(&cluster.socket(2), "demo").is_ok());
+    let free = ms(killed.elapsed());
     let flushed = guest.broken().verify(&cluster.socket(2));
-    println!("{flushed} flushed blocks, all there");
+    println!("exporter killed: its volume is free after {free}; {flushed} flushed blocks, all there");
     wait_until("a new exporter serves", || cluster.pid("n1", "export_pid") != exporter);
 }

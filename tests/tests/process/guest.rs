@@ -30,6 +30,7 @@ pub(crate) struct Kept {
 /// A guest and its operator, who know what must be there.
 pub(crate) struct Story<'a> {
     cluster: &'a Cluster,
+    volume: &'static str,
     disk: Nbd,
     content: BTreeMap<u64, u64>,
     snapshots: Vec<Kept>,
@@ -44,9 +45,15 @@ pub(crate) type Flying = BTreeMap<u64, (u64, u64)>;
 
 impl<'a> Story<'a> {
     pub(crate) fn new(cluster: &'a Cluster, node: u32) -> Self {
-        let disk = Nbd::must_open(&cluster.socket(node), "demo");
+        Self::of(cluster, node, "demo")
+    }
+
+    /// On a volume of its own.
+    pub(crate) fn of(cluster: &'a Cluster, node: u32, volume: &'static str) -> Self {
+        let disk = Nbd::must_open(&cluster.socket(node), volume);
         Self {
             cluster,
+            volume,
             disk,
             content: BTreeMap::new(),
             snapshots: Vec::new(),
@@ -72,15 +79,36 @@ impl<'a> Story<'a> {
     /// A snapshot by somebody who says whether it was made; if not, it may be there all the same.
     pub(crate) fn snapshot_by(&mut self, make: impl FnOnce(&Cluster, &str) -> bool) {
         self.named += 1;
-        let name = format!("demo@s{}", self.named);
+        let name = format!("{}@s{}", self.volume, self.named);
         let made = make(self.cluster, &name);
         self.snapshots.push(Kept { name, content: self.content.clone(), uncertain: !made });
+    }
+
+    /// What became of the youngest snapshot, whose maker was killed: whether it is there. What was asked for may have been
+    /// done only when the guest wrote again, so it has each block as it was then or as it is now; from now on it must never
+    /// change.
+    pub(crate) fn settle(&mut self) -> bool {
+        let kept = self.snapshots.last_mut().expect("there is one");
+        let Ok(mut disk) = Nbd::open(&self.cluster.socket(self.node), &kept.name) else {
+            self.snapshots.pop();
+            return false;
+        };
+        for (block, found) in read_blocks(&mut disk, &kept.name) {
+            let possible = [&kept.content, &self.content].map(|content| content.get(&block).copied());
+            let stamp = possible.into_iter().find(|stamp| found == block_of(block, *stamp));
+            match stamp.unwrap_or_else(|| panic!("{}: block {block} is neither old nor new", kept.name)) {
+                Some(stamp) => drop(kept.content.insert(block, stamp)),
+                None => drop(kept.content.remove(&block)),
+            }
+        }
+        kept.uncertain = false;
+        true
     }
 
     /// Name of the youngest snapshot, without its volume's.
     pub(crate) fn newest(&self) -> &str {
         let kept = self.snapshots.last().expect("there is one");
-        kept.name.strip_prefix("demo@").expect("all are of demo")
+        kept.name.split_once('@').expect("all are named so").1
     }
 
     /// Deletes the oldest snapshot, if there are many.
@@ -138,7 +166,7 @@ impl<'a> Story<'a> {
     /// The guest's disk and every snapshot hold what they must, byte for byte.
     pub(crate) fn verify(&mut self) {
         assert_eq!(self.disk.flush(), 0, "a flush failed");
-        check(&mut self.disk, &self.content, "demo");
+        check(&mut self.disk, &self.content, self.volume);
         let socket = self.cluster.socket(self.node);
         self.snapshots.retain(|kept| match Nbd::open(&socket, &kept.name) {
             Ok(mut disk) => {
@@ -154,14 +182,23 @@ impl<'a> Story<'a> {
 }
 
 fn check(disk: &mut Nbd, content: &BTreeMap<u64, u64>, name: &str) {
-    let length = usize::try_from(BLOCKS * BLOCK_BYTES).expect("it fits into memory");
-    let found = disk.read(0, length).unwrap_or_else(|error| panic!("{name}: a read failed with {error}"));
-    for (block, found) in (0..).zip(found.chunks(4096)) {
-        let expected = content.get(&block).map_or_else(|| vec![0; 4096], |&stamp| stamped(block, stamp));
+    for (block, found) in read_blocks(disk, name) {
         assert!(
-            found == expected,
+            found == block_of(block, content.get(&block).copied()),
             "{name}: block {block} is not what was acknowledged; it begins {:x?}",
             &found[..16]
         );
     }
+}
+
+/// All that the guest may have written, with the number of each block.
+fn read_blocks(disk: &mut Nbd, name: &str) -> impl Iterator<Item = (u64, Vec<u8>)> + use<> {
+    let length = usize::try_from(BLOCKS * BLOCK_BYTES).expect("it fits into memory");
+    let found = disk.read(0, length).unwrap_or_else(|error| panic!("{name}: a read failed with {error}"));
+    (0..).zip(found.chunks(4096).map(<[u8]>::to_vec).collect::<Vec<_>>())
+}
+
+/// A block with this stamp, or one that was never written.
+fn block_of(block: u64, stamp: Option<u64>) -> Vec<u8> {
+    stamp.map_or_else(|| vec![0; 4096], |stamp| stamped(block, stamp))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, is_stopped, signal, wait_until};
 use super::nbd::{Nbd, READ};
 use super::strace::{ESTABLISHED, Strace, tcp_sockets};
-use super::writer::Writer;
+use super::writer::{Writer, ms};
 
 /// Blocks of the volume that are written and read: 1 MiB, so that the guest soon overwrites all of it.
 const BLOCKS: u64 = 256;
@@ -41,9 +41,25 @@ fn replace_server(cluster: &Cluster) {
     wait_until("another server serves", || cluster.server().term > server.term);
 }
 
+/// Lets something happen, and this many writes of the guest be done, none of which waits for the reader: it is frozen all
+/// the time. The guest's longest stall.
+fn write_beside(guest: &Writer, frozen: u32, writes: u64, happens: impl FnOnce()) -> Duration {
+    guest.take_stall();
+    happens();
+    guest.wait_for(writes);
+    assert!(is_stopped(frozen), "the writes were done while the reader was frozen");
+    guest.take_stall()
+}
+
 /// Stops the reading exporter in the first of these calls to one of these files, in the middle of a read of the whole
-/// snapshot; lets the guest overwrite all of it, over a failover if so wished; lets the reader go on. How often it asked.
-fn freeze_in_a_read(calls: &str, failover: bool, files: impl FnOnce(&Cluster, u32) -> Vec<String>) -> u64 {
+/// snapshot; lets the guest overwrite all of it, over a failover if so wished; lets the reader go on, which has to ask
+/// again.
+fn freeze_in_a_read(
+    case: &str,
+    calls: &str,
+    failover: bool,
+    files: impl FnOnce(&Cluster, u32) -> Vec<String>,
+) {
     let (cluster, content) = start();
     let mut reader = Nbd::must_open(&cluster.socket(2), "demo@a");
     let exporter = cluster.pid("n2", "export_pid");
@@ -60,20 +76,28 @@ fn freeze_in_a_read(calls: &str, failover: bool, files: impl FnOnce(&Cluster, u3
 
     // Its mark is on every block that the guest now writes.
     let guest = Writer::start(&cluster.socket(1), "demo", BLOCKS);
-    guest.wait_for(2 * BLOCKS);
+    let mut stall = write_beside(&guest, exporter, 2 * BLOCKS, || {});
+    let mut figures = String::new();
     if failover {
-        replace_server(&cluster);
-        guest.wait_for(2 * BLOCKS);
+        let stall = write_beside(&guest, exporter, 2 * BLOCKS, || replace_server(&cluster));
+        figures = format!(", over the failover {}", ms(stall));
     }
-    cluster.csnap(&["snapshot", "create", "demo@b"]);
-    guest.wait_for(2 * BLOCKS);
-    assert!(is_stopped(exporter), "nobody waited for it");
+    let snapshot = || drop(cluster.csnap(&["snapshot", "create", "demo@b"]));
+    stall = stall.max(write_beside(&guest, exporter, 2 * BLOCKS, snapshot));
+    let beside = guest.writes();
 
     signal(exporter, "CONT");
     assert_eq!(reader.reply().1, 0, "the read succeeds");
     assert!(reader.data(BYTES) == content, "thawed, it returns the snapshot's bytes");
     guest.stop_and_verify();
-    cluster.messages("n2", "demo@a").get("QuerySnapshotRead").copied().unwrap_or(0)
+    // Status may have the counts of a moment ago.
+    let asked = || cluster.messages("n2", "demo@a").get("QuerySnapshotRead").copied().unwrap_or(0);
+    wait_until("it has asked again: what it had read of the origin is of no use", || asked() > 1);
+    println!(
+        "{case}: {beside} writes done while it was frozen, longest stall {}{figures}; {} queries asked again",
+        ms(stall),
+        asked() - 1,
+    );
 }
 
 /// The calls in which a message of the server's arrives at an exporter.
@@ -87,21 +111,21 @@ fn connections_to_the_server(_: &Cluster, exporter: u32) -> Vec<String> {
 #[test]
 fn a_reader_frozen_with_message_2_in_hand_delays_no_writer_and_returns_the_snapshot() {
     // When it goes on, it reads an origin on which nothing of the snapshot is left, and its server is gone.
-    freeze_in_a_read(RECEIVE, true, connections_to_the_server);
+    freeze_in_a_read("message 2 in hand, failover", RECEIVE, true, connections_to_the_server);
 }
 
 #[test]
 fn a_reader_whose_marks_were_broken_while_it_was_frozen_reads_again() {
-    freeze_in_a_read(RECEIVE, false, connections_to_the_server);
+    freeze_in_a_read("message 2 in hand", RECEIVE, false, connections_to_the_server);
 }
 
 #[test]
 fn a_reader_frozen_before_message_3_delays_no_writer_and_returns_the_snapshot() {
-    let asked = freeze_in_a_read("pread64,preadv,preadv2", true, |cluster, _| {
+    let calls = "pread64,preadv,preadv2";
+    freeze_in_a_read("before message 3, failover", calls, true, |cluster, _| {
         let head = cluster.data().join("pool/head/00000001-00000000");
         vec![head.to_str().expect("temporary directories are text").to_owned()]
     });
-    assert!(asked > 1, "what it had read of the origin was thrown away: {asked} queries");
 }
 
 #[test]
@@ -121,19 +145,26 @@ fn a_reader_frozen_at_any_moment_under_load_returns_the_snapshot() {
         }
         reads
     });
+    let (mut stall, mut failover_stall, mut beside) = (Duration::ZERO, Duration::ZERO, 0);
     for turn in 0..FREEZES {
         // What is on the origin and what is in the store of younger snapshots changes all the time.
         cluster.csnap(&["snapshot", "create", &format!("demo@r{turn}")]);
         guest.wait_for(u64::from(turn * 37));
         signal(exporter, "STOP");
-        guest.wait_for(BLOCKS);
-        replace_server(&cluster);
-        guest.wait_for(BLOCKS);
-        assert!(is_stopped(exporter), "nobody waited for it");
+        let before = guest.writes();
+        stall = stall.max(write_beside(&guest, exporter, BLOCKS, || {}));
+        let failover = || replace_server(&cluster);
+        failover_stall = failover_stall.max(write_beside(&guest, exporter, BLOCKS, failover));
+        beside += guest.writes() - before;
         signal(exporter, "CONT");
     }
     over.store(true, Ordering::Relaxed);
     let reads = reading.join().expect("every read was of the snapshot");
-    println!("{reads} reads of the snapshot, {FREEZES} freezes with a failover each");
+    println!(
+        "any moment: {reads} reads of the snapshot, {FREEZES} freezes with a failover each; {beside} writes done while it \
+         was frozen, longest stall {}, over a failover {}",
+        ms(stall),
+        ms(failover_stall)
+    );
     guest.stop_and_verify();
 }

@@ -186,12 +186,13 @@ fn lay_trap(cluster: &Cluster, step: &Step, at: &Places) -> Strace {
 struct Tried {
     appends: u32,
     answers: u32,
-    steps: BTreeMap<&'static str, &'static str>,
+    /// By step: what it tried, what it answered, how it ended.
+    steps: BTreeMap<&'static str, String>,
 }
 
 impl Tried {
-    /// What one did after it was thawed, as strace saw it.
-    fn add(&mut self, step: &Step, at: &Places, seen: &str) {
+    /// What one did after it was thawed, as strace saw it, and what it answered to somebody who had asked.
+    fn add(&mut self, step: &Step, at: &Places, seen: &str, answer: &[u8]) {
         let own = |name: &str| format!("/term/{}/{name}", at.term);
         let calls = |call: &str, file: &str| {
             seen.lines().filter(|line| line.contains(call) && line.contains(file)).count() > 0
@@ -205,8 +206,15 @@ impl Tried {
             (false, true) => "looked at its gate",
             (false, false) => "ended before it came so far",
         };
-        self.steps.insert(step.name, tried);
+        let line = format!("{tried}; {} bytes answered; {}", answer.len(), end(seen));
+        self.steps.insert(step.name, line);
     }
+}
+
+/// How a process ended, as strace saw it.
+fn end(seen: &str) -> String {
+    let status = seen.rsplit_once("exit_group(").and_then(|(_, rest)| rest.split_once(')'));
+    status.map_or("no exit status".to_owned(), |(status, _)| format!("exit status {status}"))
 }
 
 /// A server that was stopped in a step.
@@ -239,9 +247,9 @@ fn outlive(cluster: &Cluster, frozen: &Frozen<'_>, trap: Strace, tried: &mut Tri
     signal(at.pid, "CONT");
     wait_until("the thawed server ends by itself", || !is_alive(at.pid));
     assert!(is_stopped(agent), "nobody else ended it");
-    tried.add(step, at, &watch.detach());
     let mut answer = Vec::new();
     let _ = asked.read_to_end(&mut answer);
+    tried.add(step, at, &watch.detach(), &answer);
     assert!(answer.is_empty(), "{}: a deposed server answered {} bytes", step.name, answer.len());
     signal(agent, "CONT");
     wait_until("its agent notices and has a standby again", || {

@@ -28,6 +28,8 @@ const DYING_WITHIN: Duration = Duration::from_millis(300);
 pub(crate) struct Strace {
     pids: Vec<u32>,
     log: PathBuf,
+    /// It lets a call fail, and does not kill: a process that ends otherwise was not struck.
+    fails_a_call: bool,
     let_go: Arc<AtomicBool>,
     watcher: JoinHandle<()>,
 }
@@ -63,7 +65,8 @@ impl Strace {
         let watched = (pids.to_vec(), log.clone(), let_go.clone());
         let watcher =
             std::thread::spawn(move || watch(&mut strace, &watched.0, &watched.1, within, &watched.2));
-        Some(Self { pids: pids.to_vec(), log, let_go, watcher })
+        let fails_a_call = arguments.iter().any(|argument| argument.contains(":error="));
+        Some(Self { pids: pids.to_vec(), log, fails_a_call, let_go, watcher })
     }
 
     /// Whether strace has ended, and with it all that it brought about.
@@ -91,9 +94,10 @@ impl Strace {
 
     /// As [`Strace::detach`]; whether a fault struck.
     pub(crate) fn struck(self) -> bool {
-        let pids = self.pids.clone();
+        let (pids, fails_a_call) = (self.pids.clone(), self.fails_a_call);
         let log = self.detach();
-        log.contains("(INJECTED)") || is_dying(&log) && pids.iter().any(|pid| !is_alive(*pid))
+        let died = || is_dying(&log) && pids.iter().any(|pid| !is_alive(*pid));
+        log.contains("(INJECTED)") || !fails_a_call && died()
     }
 }
 

@@ -39,6 +39,11 @@ impl Writer {
         Duration::from_micros(self.stall_us.swap(0, Ordering::Relaxed))
     }
 
+    /// Writes that were acknowledged so far.
+    pub(crate) fn writes(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
+    }
+
     /// Waits until so many more writes were acknowledged.
     pub(crate) fn wait_for(&self, writes: u64) {
         let goal = self.completed.load(Ordering::Relaxed) + writes;
@@ -102,6 +107,11 @@ fn write_until(
 pub(crate) fn stamped(block: u64, stamp: u64) -> Vec<u8> {
     let words = [block, stamp].map(u64::to_le_bytes).concat();
     words.iter().copied().cycle().take(BLOCK).collect()
+}
+
+/// As a number of milliseconds.
+pub(crate) fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
 /// p50, p99 and the longest of some stalls, in milliseconds, as one line.
