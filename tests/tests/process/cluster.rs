@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::disk::Disk;
+
 /// Long enough for a debug build on a busy machine; nothing that works takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,26 +29,47 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     nodes: u32,
-    /// Soft and hard limit of open files, if not ours.
-    descriptors: Option<(u32, u32)>,
+    /// What `up` is run by, with the binary as its argument: none but in special cases.
+    wrapper: Vec<String>,
+    /// The file system that the data directory is, if it has one of its own.
+    disk: Option<Disk>,
     up: Option<Child>,
 }
 
 impl Cluster {
     /// Starts `nodes` nodes and waits until the volume `demo` can be had.
     pub(crate) fn start(nodes: u32) -> Self {
-        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, descriptors: None, up: None };
-        cluster.up();
-        cluster
+        Self::start_by(nodes, Vec::new())
     }
 
     /// As [`Cluster::start`], with processes that may open so many files: soft and hard limit.
     pub(crate) fn start_with_descriptors(nodes: u32, soft: u32, hard: u32) -> Self {
-        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, descriptors: Some((soft, hard)), up: None };
+        let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
+        Self::start_by(nodes, ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec())
+    }
+
+    /// As [`Cluster::start`], on a file system of its own of so many bytes.
+    pub(crate) fn start_on_disk(nodes: u32, bytes: u64) -> Self {
+        let mut cluster = Self::new(nodes, Vec::new());
+        cluster.disk = Some(Disk::mount(&cluster.scratch().join("image"), bytes, &cluster.data()));
         cluster.up();
         cluster
+    }
+
+    fn start_by(nodes: u32, wrapper: Vec<String>) -> Self {
+        let mut cluster = Self::new(nodes, wrapper);
+        cluster.up();
+        cluster
+    }
+
+    fn new(nodes: u32, wrapper: Vec<String>) -> Self {
+        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
+        Self { dir, nodes, wrapper, disk: None, up: None }
+    }
+
+    /// The file system of [`Cluster::start_on_disk`].
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("it has one of its own")
     }
 
     /// As [`Cluster::start`], with something changed in every node's configuration: from, to.
@@ -78,15 +101,9 @@ impl Cluster {
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");
         let log = std::fs::File::create(self.dir.path().join("up.log")).expect("a log");
-        let mut command = match self.descriptors {
-            None => Command::new(binary()),
-            Some((soft, hard)) => {
-                let mut shell = Command::new("sh");
-                let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
-                shell.args(["-c", &script, "sh"]).arg(binary());
-                shell
-            }
-        };
+        let mut words = self.wrapper.iter().map(Into::into).chain([binary().into_os_string()]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words);
         let up = command
             .arg("--dir")
             .arg(self.data())
@@ -289,6 +306,7 @@ impl Drop for Cluster {
         for pid in self.processes() {
             signal(pid, "KILL");
         }
+        drop(self.disk.take());
     }
 }
 
