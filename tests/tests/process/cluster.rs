@@ -12,6 +12,18 @@ use super::disk::Disk;
 /// Long enough for a debug build on a busy machine; nothing that works takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Becomes its arguments, refused `io_uring_setup` (425) by a seccomp filter that answers ENOSYS.
+const WITHOUT_URING: &str = r#"
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7fff0000)]
+filter = b"".join(struct.pack("HBBI", *step) for step in code)
+program = struct.pack("HxxxxxxP", len(code), ctypes.cast(filter, ctypes.c_void_p).value)
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+    sys.exit("no seccomp filter: " + os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
 /// The binary under test.
 pub(crate) fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("CSNAP_BIN") {
@@ -46,6 +58,11 @@ impl Cluster {
     pub(crate) fn start_with_descriptors(nodes: u32, soft: u32, hard: u32) -> Self {
         let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
         Self::start_by(nodes, ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec())
+    }
+
+    /// As [`Cluster::start`], with processes that the kernel refuses io_uring: all that they do to files is seen by strace.
+    pub(crate) fn start_without_uring(nodes: u32) -> Self {
+        Self::start_by(nodes, ["/usr/bin/python3", "-c", WITHOUT_URING].map(str::to_owned).to_vec())
     }
 
     /// As [`Cluster::start`], on a file system of its own of so many bytes.

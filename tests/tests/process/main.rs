@@ -20,6 +20,7 @@ mod full;
 mod guest;
 mod hostile;
 mod inject;
+mod inject_others;
 mod lifecycle;
 mod linearizable;
 mod lock_load;
