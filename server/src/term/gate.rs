@@ -29,6 +29,12 @@ impl<S: Storage> Gate<S> {
         Ok(Self { storage: storage.clone(), file })
     }
 
+    /// Our own gate, where it was there before us, open.
+    pub(super) async fn open(storage: &S, term: Term) -> Result<Self> {
+        let file = storage.open(&names::gate(term), Access::ReadWrite).await?;
+        Ok(Self { storage: storage.clone(), file })
+    }
+
     /// Reads it. What was durable before this call and finds it open is seen by every later term.
     pub async fn is_open(&self) -> Result<bool> {
         let block = self.storage.read(&self.file, 0, BLOCK_BYTES).await?;

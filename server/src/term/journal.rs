@@ -18,7 +18,7 @@ use super::pool::Pool;
 use super::seal::{CheckpointName, Seal};
 use super::segment;
 use super::wait::{Signal, Turns};
-use super::{Fatal, Position, names};
+use super::{Fatal, Position, names, reclaim, room};
 
 /// How making a segment ahead went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,8 @@ pub(super) struct Inner<S: Storage> {
 
 pub(super) struct State<S: Storage> {
     segment: Segment<S>,
-    next: Option<S::File>,
+    /// The segment that is ready, and its size, bytes.
+    next: Option<(S::File, u64)>,
     preparing: bool,
     end: Position,
     hash: Hash,
@@ -206,27 +207,47 @@ impl<S: Storage> Journal<S> {
         };
         let _preparing = Preparing(&self.inner);
         let path = names::journal(term, number);
-        let made = segment::write_zeros(storage, &path, self.inner.pool.segment_bytes()).await;
-        let file = match made {
-            Err(StorageError::NoSpace { .. }) => {
-                // What it took goes back to whoever needs it more; the next attempt starts anew.
-                let _ = storage.unlink(&path).await;
-                return Ok(Prepared::NoSpace);
-            }
+        let made = match self.make_segment(&path).await {
+            Err(StorageError::NoSpace { .. }) => return Ok(Prepared::NoSpace),
             made => made.map_err(|error| self.fail(error.into()))?,
         };
         storage.sync_dir(&names::term_dir(term)).await.map_err(|error| self.fail(error.into()))?;
-        self.inner.state.borrow_mut().next = Some(file);
+        self.inner.state.borrow_mut().next = Some(made);
         self.inner.segments.raise();
         Ok(Prepared::Ready)
     }
 
-    /// Sets segments aside for the next two terms. For the same background task, once serving.
+    /// A new segment, and its size. In a full pool a small one, where earlier terms made some ready and never used them: a
+    /// checkpoint can be named only in a next segment, and takes space itself; without one nothing is ever given back.
+    async fn make_segment(&self, path: &str) -> Result<(S::File, u64), StorageError> {
+        let (storage, pool) = (&self.inner.pool.storage, &self.inner.pool);
+        let make = async |bytes| match segment::write_zeros(storage, path, bytes).await {
+            Ok(file) => Ok((file, bytes)),
+            Err(error) => {
+                // What it took goes back to whoever needs it more; the next attempt starts anew.
+                let _ = storage.unlink(path).await;
+                Err(error)
+            }
+        };
+        match make(pool.segment_bytes()).await {
+            Err(StorageError::NoSpace { .. }) => {
+                reclaim::release_unused(storage, self.inner.term).await?;
+                make(pool.hasty_segment_bytes()).await
+            }
+            made => made,
+        }
+    }
+
+    /// Sets aside what the next terms need to take over: rooms, and segments for two of them. For the same background task,
+    /// once serving.
     pub async fn set_aside(&self) -> Result<Prepared, Fatal> {
         self.check()?;
-        match segment::set_aside(&self.inner.pool.storage, self.inner.term, self.inner.pool.segment_bytes())
-            .await
-        {
+        let (storage, term) = (&self.inner.pool.storage, self.inner.term);
+        let made = async {
+            room::set_aside(storage, term).await?;
+            segment::set_aside(storage, term, self.inner.pool.segment_bytes()).await
+        };
+        match made.await {
             Ok(()) => Ok(Prepared::Ready),
             Err(StorageError::NoSpace { .. }) => Ok(Prepared::NoSpace),
             Err(error) => Err(self.fail(error.into())),
@@ -251,8 +272,8 @@ impl<S: Storage> Journal<S> {
                 None => state.next.take().map(Ok),
             }
         };
-        let file = self.inner.segments.until(look).await?;
-        let bytes = self.inner.pool.segment_bytes();
+        let (file, bytes) = self.inner.segments.until(look).await?;
+        // No await until the number is its own: the next one is prepared under the number after it.
         {
             let state = &mut *self.inner.state.borrow_mut();
             let number = state.segment.number + 1;

@@ -7,6 +7,7 @@
 //! - [`pool`]: making and opening a pool;
 //! - [`frame`], [`seal`]: what records look like; [`names`]: where files lie;
 //! - [`gate`], [`successor`]: one block and one link that fence the past;
+//! - [`segment`], [`room`]: what is set aside, so that failing over takes no space;
 //! - [`takeover`]: how a term begins, step by step; [`follow`]: a standby that has most of it done already;
 //! - [`journal`], [`checkpoint`], [`reclaim`]: how a term goes on;
 //! - [`reader`], [`tail`], [`state`]: reading what a term left, exactly; [`verify`]: reading everything, offline.
@@ -27,6 +28,7 @@ pub mod names;
 pub mod pool;
 pub mod reader;
 pub mod reclaim;
+pub mod room;
 pub mod seal;
 pub mod segment;
 pub mod state;

@@ -58,6 +58,37 @@ pub fn set_aside(term: Term, index: u64) -> String {
     format!("{TERMS}/{term}/next-{index}")
 }
 
+/// A room that no term has moved into.
+#[must_use]
+pub fn room(index: u64) -> String {
+    format!("{TERMS}/room-{index}")
+}
+
+/// The same while `maker` makes it.
+#[must_use]
+pub fn room_being_made(index: u64, maker: Term) -> String {
+    format!("{TERMS}/room-{index}.{maker}.tmp")
+}
+
+/// Who makes the room that has this name in [`TERMS`], if it is one that is being made.
+#[must_use]
+pub fn maker_of_room(name: &str) -> Option<Term> {
+    let (_, maker) = name.strip_prefix("room-")?.strip_suffix(".tmp")?.split_once('.')?;
+    parse_number(maker).map(Term)
+}
+
+/// The gate in a room.
+#[must_use]
+pub fn gate_in(room: &str) -> String {
+    format!("{room}/gate")
+}
+
+/// The block for a claim in a room, or in the directory of the term that moved in.
+#[must_use]
+pub fn claim_in(room: &str) -> String {
+    format!("{room}/claim")
+}
+
 /// Reads a number as we write it, in decimal without leading zeros; anything else is not ours.
 #[must_use]
 pub fn parse_number(text: &str) -> Option<u64> {

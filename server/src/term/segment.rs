@@ -56,6 +56,19 @@ pub async fn set_aside<S: Storage>(storage: &S, term: Term, bytes: u64) -> Resul
     Ok(())
 }
 
+/// Gives what `predecessor`, the term right before `term` in the chain, set aside for the places after `term` a name in the
+/// directory of `term`, which the caller syncs: a walk begins at the newest term that is sealed and sees no earlier ones, and
+/// in a full pool `term` may never make any of its own.
+pub async fn inherit<S: Storage>(storage: &S, predecessor: Term, term: Term) -> Result<()> {
+    for index in 1..SET_ASIDE {
+        match storage.link(&names::set_aside(predecessor, index), &names::set_aside(term, index - 1)).await {
+            Ok(()) | Err(StorageError::NotFound { .. } | StorageError::Exists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// The first segment of `term`: the one that a term before it set aside for this place in the chain, or a new one.
 /// `line` is the chain up to `term`, exclusive, oldest first.
 pub async fn first_of<S: Storage>(storage: &S, line: &[Term], term: Term, bytes: u64) -> Result<S::File> {

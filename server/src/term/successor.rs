@@ -19,7 +19,7 @@ use csnap_storage::{Access, BLOCK_BYTES, Storage, StorageError};
 
 use super::canary::Canary;
 use super::pool::Pool;
-use super::{Corrupt, TermError, names};
+use super::{Corrupt, TermError, names, room};
 
 const MAGIC: [u8; 8] = *b"csnapnxt";
 /// Version 1: the first.
@@ -39,9 +39,7 @@ pub enum Claim {
 pub async fn claim<S: Storage>(pool: &Pool<S>, end: Term, term: Term) -> Result<Claim, TermError> {
     let storage = &pool.storage;
     let ours = names::claim(term, end);
-    let file = storage.create(&ours).await?;
-    storage.write(&file, 0, encode(pool.id(), end, term)).await?;
-    storage.sync(&file).await?;
+    write_claim(storage, &ours, term, encode(pool.id(), end, term)).await?;
     if pool.canaries.breaks(Canary::TwoSuccessors) {
         storage.rename(&ours, &names::successor(end)).await?;
         storage.sync_dir(&names::term_dir(end)).await?;
@@ -60,6 +58,43 @@ pub async fn claim<S: Storage>(pool: &Pool<S>, end: Term, term: Term) -> Result<
     }
     storage.sync_dir(&names::term_dir(end)).await?;
     Ok(Claim::Ours)
+}
+
+/// Writes and syncs what is to be linked in: a new file, or in a full pool the block of the room that `term` moved into,
+/// or of another one if it found space for all but the claim.
+async fn write_claim<S: Storage>(
+    storage: &S,
+    path: &str,
+    term: Term,
+    block: Bytes,
+) -> Result<(), StorageError> {
+    let full = match write_synced(storage, storage.create(path).await, &block).await {
+        Err(full @ StorageError::NoSpace { .. }) => full,
+        done => return done,
+    };
+    let rooms = (0..room::ROOMS).rev().map(names::room);
+    for directory in std::iter::once(names::term_dir(term)).chain(rooms) {
+        match storage.rename(&names::claim_in(&directory), path).await {
+            Ok(()) => {
+                // Nobody must find it under its old name and write over what will be a successor.
+                storage.sync_dir(&directory).await?;
+                return write_synced(storage, storage.open(path, Access::ReadWrite).await, &block).await;
+            }
+            Err(StorageError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(full)
+}
+
+async fn write_synced<S: Storage>(
+    storage: &S,
+    file: Result<S::File, StorageError>,
+    block: &Bytes,
+) -> Result<(), StorageError> {
+    let file = file?;
+    storage.write(&file, 0, block.clone()).await?;
+    storage.sync(&file).await
 }
 
 /// Whom `term` names as its successor, if anybody. It may not be durable yet.

@@ -22,7 +22,7 @@ use super::pool::Pool;
 use super::seal::Seal;
 use super::state::{highest_sealed, is_sealed};
 use super::successor::{self, Claim};
-use super::{Corrupt, Replay, TermError, names, segment};
+use super::{Corrupt, Replay, TermError, names, room, segment};
 
 /// A step of a takeover, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,17 +105,28 @@ async fn go_on<S: Storage, R: Replay>(
     Ok((follower.into_replay(), journal, base))
 }
 
-/// Step 1. A directory that exists means that the number was used: a term is one process, never two.
+/// Step 1. A directory that exists means that the number was used: a term is one process, never two. In a full pool the
+/// directory and the gate are those of a room.
 async fn create_term<S: Storage>(pool: &Pool<S>, term: Term) -> Result<Gate<S>, TermError> {
-    let directory = names::term_dir(term);
-    match pool.storage.create_dir(&directory).await {
+    let (storage, directory) = (&pool.storage, names::term_dir(term));
+    match storage.create_dir(&directory).await {
         Err(StorageError::Exists { .. }) => return Err(TermError::Used(term)),
+        Err(full @ StorageError::NoSpace { .. }) => return room::move_in(storage, term, full).await,
         created => created?,
     }
-    pool.storage.sync_dir(names::TERMS).await?;
-    let gate = Gate::create(&pool.storage, term).await?;
-    pool.storage.sync_dir(&directory).await?;
-    Ok(gate)
+    storage.sync_dir(names::TERMS).await?;
+    match Gate::create(storage, term).await {
+        Ok(gate) => {
+            storage.sync_dir(&directory).await?;
+            Ok(gate)
+        }
+        Err(full @ StorageError::NoSpace { .. }) => {
+            // Nobody heard of it yet; an empty directory makes way.
+            storage.unlink(&names::gate(term)).await?;
+            room::move_in(storage, term, full).await
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn start_of_walk<S: Storage>(pool: &Pool<S>, term: Term) -> Result<Term, TermError> {
@@ -179,6 +190,8 @@ async fn seal<S: Storage>(
     state: Seal,
 ) -> Result<Journal<S>, TermError> {
     let file = segment::first_of(&pool.storage, line, term, pool.hasty_segment_bytes()).await?;
+    let predecessor = *line.last().expect("it begins with the start");
+    segment::inherit(&pool.storage, predecessor, term).await?;
     pool.storage.sync_dir(&names::term_dir(term)).await?;
     Ok(Journal::begin(pool.clone(), term, own, state, file).await?)
 }

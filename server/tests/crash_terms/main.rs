@@ -12,6 +12,7 @@
 mod canaries;
 mod damage;
 mod every_await;
+mod full;
 mod ledger;
 mod life;
 mod pools;

@@ -8,8 +8,22 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::disk::Disk;
+
 /// Long enough for a debug build on a busy machine; nothing that works takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Becomes its arguments, refused `io_uring_setup` (425) by a seccomp filter that answers ENOSYS.
+const WITHOUT_URING: &str = r#"
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7fff0000)]
+filter = b"".join(struct.pack("HBBI", *step) for step in code)
+program = struct.pack("HxxxxxxP", len(code), ctypes.cast(filter, ctypes.c_void_p).value)
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+    sys.exit("no seccomp filter: " + os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
 
 /// The binary under test.
 pub(crate) fn binary() -> PathBuf {
@@ -28,42 +42,68 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     nodes: u32,
-    /// What a shell does before it becomes `csnap up`, if anything: limits and environment that are not ours.
-    limits: Option<String>,
+    /// What `up` is run by, with the binary as its argument: none but in special cases.
+    wrapper: Vec<String>,
+    /// The file system that the data directory is, if it has one of its own.
+    disk: Option<Disk>,
     up: Option<Child>,
 }
 
 impl Cluster {
     /// Starts `nodes` nodes and waits until the volume `demo` can be had.
     pub(crate) fn start(nodes: u32) -> Self {
-        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, limits: None, up: None };
-        cluster.up();
-        cluster
+        Self::start_by(nodes, Vec::new())
     }
 
     /// As [`Cluster::start`], with processes that may open so many files: soft and hard limit.
     pub(crate) fn start_with_descriptors(nodes: u32, soft: u32, hard: u32) -> Self {
-        Self::start_limited(nodes, format!("ulimit -Sn {soft} && ulimit -Hn {hard}"))
+        Self::start_limited(nodes, &format!("ulimit -Sn {soft} && ulimit -Hn {hard}"))
     }
 
     /// As [`Cluster::start`], with processes to which no file may be larger, as if the file system took none.
     pub(crate) fn start_with_file_size(nodes: u32, bytes: u64) -> Self {
         // sh counts in blocks of 512 bytes.
-        Self::start_limited(nodes, format!("trap '' XFSZ && ulimit -f {}", bytes / 512))
+        Self::start_limited(nodes, &format!("trap '' XFSZ && ulimit -f {}", bytes / 512))
     }
 
     /// As [`Cluster::start`], with processes that map one arena of the allocator and not 64 MiB more for each thread, so that
     /// what they map is what they use.
     pub(crate) fn start_with_one_arena(nodes: u32) -> Self {
-        Self::start_limited(nodes, "export MALLOC_ARENA_MAX=1".to_owned())
+        Self::start_limited(nodes, "export MALLOC_ARENA_MAX=1")
     }
 
-    fn start_limited(nodes: u32, limits: String) -> Self {
-        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
-        let mut cluster = Self { dir, nodes, limits: Some(limits), up: None };
+    fn start_limited(nodes: u32, limits: &str) -> Self {
+        let script = format!("{limits} && exec \"$@\"");
+        Self::start_by(nodes, ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec())
+    }
+
+    /// As [`Cluster::start`], with processes that the kernel refuses io_uring: all that they do to files is seen by strace.
+    pub(crate) fn start_without_uring(nodes: u32) -> Self {
+        Self::start_by(nodes, ["/usr/bin/python3", "-c", WITHOUT_URING].map(str::to_owned).to_vec())
+    }
+
+    /// As [`Cluster::start`], on a file system of its own of so many bytes.
+    pub(crate) fn start_on_disk(nodes: u32, bytes: u64) -> Self {
+        let mut cluster = Self::new(nodes, Vec::new());
+        cluster.disk = Some(Disk::mount(&cluster.scratch().join("image"), bytes, &cluster.data()));
         cluster.up();
         cluster
+    }
+
+    fn start_by(nodes: u32, wrapper: Vec<String>) -> Self {
+        let mut cluster = Self::new(nodes, wrapper);
+        cluster.up();
+        cluster
+    }
+
+    fn new(nodes: u32, wrapper: Vec<String>) -> Self {
+        let dir = tempfile::Builder::new().prefix("csnap-").tempdir().expect("a temporary directory");
+        Self { dir, nodes, wrapper, disk: None, up: None }
+    }
+
+    /// The file system of [`Cluster::start_on_disk`].
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("it has one of its own")
     }
 
     /// As [`Cluster::start`], with something changed in every node's configuration: from, to.
@@ -95,15 +135,9 @@ impl Cluster {
     pub(crate) fn up(&mut self) {
         assert!(self.up.is_none(), "it runs already");
         let log = std::fs::File::create(self.dir.path().join("up.log")).expect("a log");
-        let mut command = match &self.limits {
-            None => Command::new(binary()),
-            Some(limits) => {
-                let mut shell = Command::new("sh");
-                let script = format!("{limits} && exec \"$@\"");
-                shell.args(["-c", &script, "sh"]).arg(binary());
-                shell
-            }
-        };
+        let mut words = self.wrapper.iter().map(Into::into).chain([binary().into_os_string()]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words);
         let up = command
             .arg("--dir")
             .arg(self.data())
@@ -304,6 +338,7 @@ impl Drop for Cluster {
         for pid in self.processes() {
             signal(pid, "KILL");
         }
+        drop(self.disk.take());
     }
 }
 

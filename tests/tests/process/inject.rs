@@ -6,7 +6,8 @@
 //! points meet a server that serves, half one that takes over.
 //!
 //! What must hold: the guest sees ENOSPC when space is refused, and no other error; nothing that was acknowledged is lost;
-//! snapshots keep what they had; the pool that remains is undamaged. A campaign: `CSNAP_POINTS=500`.
+//! snapshots keep what they had; the pool that remains is undamaged. A campaign: `CSNAP_POINTS=500`. The other daemons' turn is in
+//! [`super::inject_others`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

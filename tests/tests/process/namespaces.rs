@@ -1,6 +1,6 @@
 //! Three nodes that share nothing but a pool and a network: each in a network namespace of its own, lockd in a fourth,
 //! every daemon started from its configuration file alone, with a certificate. A server dies; links are cut, both ways and
-//! one way.
+//! one way: the server's, and the guest's own.
 //!
 //! Needs root, `ip` and `nft`. Namespaces carry the process id in their names, and go however the test ends.
 
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::cluster::{Cluster, Server, binary, is_alive, number, signal, wait_until};
 use super::failover::Fio;
+use super::nbd::{Nbd, READ, WRITE};
 use super::writer::{Writer, summary};
 
 /// Namespaces and their addresses, 10.77.0.x.
@@ -119,14 +120,14 @@ struct Nodes {
 }
 
 impl Nodes {
-    fn start() -> Self {
+    fn start(test: &str) -> Self {
         let mut cluster = Cluster::start(3);
         cluster.down();
         let data = cluster.data();
         // As long as it was: the file is whole blocks.
         edit(&data.join("pool/pool.toml"), &[("shared", "true ")]);
         cluster.csnap(&["cert", "ca", data.to_str().expect("UTF-8")]);
-        let network = Network::new("", &HOSTS);
+        let network = Network::new(test, &HOSTS);
         let mut daemons = Vec::new();
         for (n, address) in (1..).zip(LOCKDS) {
             let config = data.join(format!("lockd{n}/lockd.toml"));
@@ -157,6 +158,19 @@ impl Nodes {
             let exports = node["nbd"].as_array().is_some_and(|uris| !uris.is_empty());
             exports && (node["standby_ready"] == true || self.cluster.server().node == host)
         });
+    }
+
+    /// Whether a node is up as another one's agent sees it.
+    fn is_up_for(&self, witness: &str, host: &str) -> bool {
+        let output = Command::new(binary())
+            .arg("--dir")
+            .arg(self.cluster.data().join(witness))
+            .args(["status", "--json"])
+            .output();
+        let status: serde_json::Value =
+            serde_json::from_slice(&output.expect("it starts").stdout).unwrap_or_default();
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().any(|node| node["id"] == host && node["state"] == "up")
     }
 
     /// Waits until someone else serves.
@@ -221,7 +235,7 @@ fn daemon(network: &Network, host: &str, daemon: &str, config: &Path) -> Child {
 
 #[test]
 fn three_hosts_survive_killed_servers_and_cut_links() {
-    let nodes = Nodes::start();
+    let nodes = Nodes::start("server");
     let fio = Fio::start(&nodes.cluster, "8M");
     nodes.cluster.csnap(&["volume", "create", "guest", "--size", "4M"]);
     let guest = Writer::start(&nodes.cluster.socket(1), "guest", BLOCKS);
@@ -267,4 +281,90 @@ fn cut_off_the_server(nodes: &Nodes, guest: &Writer, cut: Cut) {
     wait_until("the deposed server is gone", || !is_alive(server.pid));
     nodes.wait_ready(&server.node);
     guest.wait_for(100);
+}
+
+/// What a guest whose node is cut off is told: nothing. What its exporter knows is rewritten as if nothing were the matter,
+/// what it must ask about waits.
+#[test]
+fn a_guest_whose_own_node_is_cut_off_rewrites_what_it_knows_and_waits_for_the_rest() {
+    let nodes = Nodes::start("guest");
+    nodes.cluster.csnap(&["volume", "create", "guest", "--size", "4M"]);
+    let guest = Writer::start(&nodes.cluster.socket(1), "guest", BLOCKS);
+    for cut in [Cut::Both, Cut::Incoming, Cut::Outgoing] {
+        cut_off_the_guest(&nodes, &guest, cut);
+    }
+    let writes = guest.stop_and_verify();
+    println!("{writes} acknowledged writes, none lost");
+}
+
+fn cut_off_the_guest(nodes: &Nodes, guest: &Writer, cut: Cut) {
+    for (host, _) in &HOSTS[..3] {
+        nodes.wait_ready(host);
+    }
+    if nodes.cluster.server().node == "n1" {
+        nodes.cluster.csnap(&["server", "move", "n2"]);
+    }
+    let server = nodes.cluster.server();
+    let mut asker = Asker::new(nodes, &format!("asks{cut:?}").to_lowercase());
+    nodes.cluster.csnap(&["snapshot", "create", &format!("guest@{cut:?}")]);
+    let asked = || nodes.cluster.messages("n1", "guest").get("QueryWrite").copied().unwrap_or_default();
+    let before = asked();
+    // Twice around: every block was asked for.
+    guest.wait_for(2 * BLOCKS);
+    let known = asked();
+    assert!(known > before, "first writes are asked for, and counted");
+    guest.take_stall();
+    nodes.network.cut("n1", cut);
+    let (write, read) = asker.ask();
+    wait_until("the others know that n1 is gone", || !nodes.is_up_for("n2", "n1"));
+    guest.wait_for(2 * BLOCKS);
+    let stall = guest.take_stall();
+    asker.must_wait();
+    nodes.network.heal("n1", cut);
+    asker.answered(write, read);
+    wait_until("n1 is back", || nodes.is_up_for("n2", "n1"));
+    assert_eq!(nodes.cluster.server(), server, "nothing moved");
+    guest.wait_for(2 * BLOCKS);
+    assert_eq!(asked(), known, "what is known is not asked for again");
+    println!(
+        "n1 cut off, {cut:?}: rewrites stall {:.0} ms at most, while others wait; {known} messages before and after",
+        stall.as_secs_f64() * 1000.0
+    );
+}
+
+/// A guest of the node that is cut off, whose requests need the server.
+struct Asker {
+    disk: Nbd,
+    snapshot: Nbd,
+}
+
+impl Asker {
+    fn new(nodes: &Nodes, volume: &str) -> Self {
+        let snapshot = format!("{volume}@a");
+        nodes.cluster.csnap(&["volume", "create", volume, "--size", "1M"]);
+        let socket = nodes.cluster.socket(1);
+        let mut disk = Nbd::must_open(&socket, volume);
+        assert_eq!(disk.write(0, &[1; 8192]), 0);
+        nodes.cluster.csnap(&["snapshot", "create", &snapshot]);
+        Self { disk, snapshot: Nbd::must_open(&socket, &snapshot) }
+    }
+
+    /// A first write after the snapshot, and a read of it.
+    fn ask(&mut self) -> (u64, u64) {
+        (self.disk.send(WRITE, 0, 4096, &[2; 4096]), self.snapshot.send(READ, 4096, 4096, &[]))
+    }
+
+    fn must_wait(&mut self) {
+        assert!(!self.disk.has_answer(), "nobody could grant the write");
+        assert!(!self.snapshot.has_answer(), "nobody could say where the snapshot's content is");
+    }
+
+    fn answered(&mut self, write: u64, read: u64) {
+        assert_eq!(self.disk.reply(), (write, 0), "the write");
+        assert_eq!(self.snapshot.reply(), (read, 0), "the read");
+        assert_eq!(self.snapshot.data(4096), [1; 4096]);
+        assert_eq!(self.disk.read(0, 8192), Ok([[2; 4096], [1; 4096]].concat()));
+        assert_eq!(self.snapshot.read(0, 8192), Ok(vec![1; 8192]));
+        assert_eq!(self.disk.flush(), 0);
+    }
 }

@@ -42,13 +42,18 @@ pub(crate) struct Refused {
 impl Nbd {
     /// Connects and asks for an export with GO.
     pub(crate) fn open(socket: &Path, export: &str) -> Result<Self, Refused> {
-        let mut stream = UnixStream::connect(socket).expect("the exporter listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
+        Self::try_open(socket, export).expect("the exporter listens, and answers")
+    }
+
+    /// As [`Nbd::open`], while the exporter may go.
+    pub(crate) fn try_open(socket: &Path, export: &str) -> std::io::Result<Result<Self, Refused>> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let mut greeting = [0; 18];
-        stream.read_exact(&mut greeting).expect("a greeting");
+        stream.read_exact(&mut greeting)?;
         assert_eq!(be64(&greeting[..8]), NBDMAGIC);
         assert_eq!(be64(&greeting[8..16]), IHAVEOPT);
-        stream.write_all(&3u32.to_be_bytes()).expect("flags go out");
+        stream.write_all(&3u32.to_be_bytes())?;
         let mut data = Vec::new();
         data.extend_from_slice(&u32::try_from(export.len()).expect("short").to_be_bytes());
         data.extend_from_slice(export.as_bytes());
@@ -58,19 +63,22 @@ impl Nbd {
         option.extend_from_slice(&OPT_GO.to_be_bytes());
         option.extend_from_slice(&u32::try_from(data.len()).expect("short").to_be_bytes());
         option.extend_from_slice(&data);
-        stream.write_all(&option).expect("GO goes out");
+        stream.write_all(&option)?;
         let mut size_bytes = 0;
         loop {
             let mut header = [0; 20];
-            stream.read_exact(&mut header).expect("an option reply");
+            stream.read_exact(&mut header)?;
             assert_eq!(be64(&header[..8]), OPTION_REPLY);
             let mut data = vec![0; be32(&header[16..20]) as usize];
-            stream.read_exact(&mut data).expect("its data");
+            stream.read_exact(&mut data)?;
             match be32(&header[12..16]) {
-                REP_ACK => return Ok(Self { stream, size_bytes, last: 0 }),
+                REP_ACK => return Ok(Ok(Self { stream, size_bytes, last: 0 })),
                 REP_INFO if data[..2] == [0, 0] => size_bytes = be64(&data[2..10]),
                 REP_INFO => {}
-                code => return Err(Refused { code, message: String::from_utf8_lossy(&data).into_owned() }),
+                code => {
+                    let message = String::from_utf8_lossy(&data).into_owned();
+                    return Ok(Err(Refused { code, message }));
+                }
             }
         }
     }
@@ -88,6 +96,14 @@ impl Nbd {
     /// Waits for the next simple reply without payload: cookie and error.
     pub(crate) fn reply(&mut self) -> (u64, u32) {
         self.try_reply().expect("the connection holds")
+    }
+
+    /// Whether an answer has come that was not read yet.
+    pub(crate) fn has_answer(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket");
+        let peeked = rustix::net::recv(&self.stream, &mut [0u8; 1][..], rustix::net::RecvFlags::PEEK);
+        self.stream.set_nonblocking(false).expect("a socket");
+        peeked.is_ok()
     }
 
     /// Writes and waits; the error.

@@ -13,14 +13,26 @@ fn the_best_live_node_serves_and_gets_the_server_back() {
     }
     wait_until("the best node serves", || cluster.server().node == "n1");
     let guest = Writer::start(&cluster.socket(3), "demo", 1024);
-    let agent = cluster.pid("n1", "agent_pid");
-    signal(agent, "STOP");
-    signal(cluster.server().pid, "STOP");
-    wait_until("the next best serves", || cluster.server().node == "n2");
-    guest.wait_for(100);
-    signal(agent, "CONT");
-    wait_until("the best node has it back", || cluster.server().node == "n1");
-    guest.wait_for(100);
+    let away = |node: &str| {
+        let agent = cluster.pid(node, "agent_pid");
+        let server = cluster.server();
+        assert_eq!(server.node, node);
+        signal(agent, "STOP");
+        signal(server.pid, "STOP");
+        agent
+    };
+    let serves = |node: &str, what: &str| {
+        wait_until(what, || cluster.server().node == node);
+        guest.wait_for(100);
+    };
+    let first = away("n1");
+    serves("n2", "the next best serves");
+    let second = away("n2");
+    serves("n3", "the only one left serves");
+    signal(second, "CONT");
+    serves("n2", "a better node has it back");
+    signal(first, "CONT");
+    serves("n1", "the best node has it back");
     guest.stop_and_verify();
 }
 
