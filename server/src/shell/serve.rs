@@ -42,7 +42,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Attempts at the lock on our own gate, 10 ms apart.
 const LIFE_ATTEMPTS: u32 = 50;
 
-/// How soon a full pool is asked again for a journal segment.
+/// How soon a full pool is asked again for a journal segment, or a checkpoint.
 const RETRY_SEGMENT: Duration = Duration::from_millis(500);
 
 /// Serves until deposed or drained.
@@ -116,8 +116,8 @@ struct Server<S: Storage> {
     closings: Rc<Closings>,
     last_conn: u64,
     next_look: Time,
-    /// When a checkpoint is due although the journal is short: it makes the files of earlier terms superfluous.
-    first_checkpoint: Option<Time>,
+    /// When a checkpoint is due although the journal is short: it makes the files of earlier terms superfluous, and after one that found no space.
+    first_checkpoint: Rc<Cell<Option<Time>>>,
     events: mpsc::Sender<Input>,
     events_in: mpsc::Receiver<Input>,
     done: mpsc::UnboundedSender<Result<Done, Fatal>>,
@@ -140,7 +140,7 @@ impl<S: Storage> Server<S> {
             closings: Rc::default(),
             last_conn: 0,
             next_look: Time(0),
-            first_checkpoint: Some(now().after(FIRST_CHECKPOINT_AFTER)),
+            first_checkpoint: Rc::new(Cell::new(Some(now().after(FIRST_CHECKPOINT_AFTER)))),
             events,
             events_in,
             done,
@@ -198,16 +198,17 @@ impl<S: Storage> Server<S> {
     /// Starts the checkpoint that an append carried; its input is the core's.
     fn digest(&mut self, done: Done) -> Input {
         if let Some((position, state)) = done.checkpoint {
-            let (bench, over, done) = (self.bench.clone(), self.checkpointing.clone(), self.done.clone());
-            spawn_local(write_checkpoint(bench, position, state, over, done));
+            let (bench, done) = (self.bench.clone(), self.done.clone());
+            let (over, due) = (self.checkpointing.clone(), self.first_checkpoint.clone());
+            spawn_local(write_checkpoint(bench, position, state, over, due, done));
         }
         done.input
     }
 
     fn wish_for_checkpoint(&mut self, out: &mut Vec<Output>) {
-        let first = self.first_checkpoint.is_some_and(|at| at <= now());
+        let first = self.first_checkpoint.get().is_some_and(|at| at <= now());
         if !self.checkpointing.get() && (first || self.bench.journal().wants_checkpoint()) {
-            self.first_checkpoint = None;
+            self.first_checkpoint.set(None);
             self.checkpointing.set(true);
             self.core.step(now(), wall(), Input::CheckpointDue, out);
         }
@@ -288,13 +289,16 @@ async fn write_checkpoint<S: Storage>(
     position: Position,
     state: Box<State>,
     checkpointing: Rc<Cell<bool>>,
+    due: Rc<Cell<Option<Time>>>,
     done: mpsc::UnboundedSender<Result<Done, Fatal>>,
 ) {
     match bench.checkpoint(position, &state).await {
         Ok(true) => tracing::debug!(?position, "checkpoint written"),
         Ok(false) => {
             tracing::warn!("no space for a checkpoint; the journal goes on without");
+            // It would give back what earlier terms left, however short the journal is.
             sleep(RETRY_SEGMENT).await;
+            due.set(Some(now()));
         }
         Err(fatal) => drop(done.send(Err(fatal))),
     }

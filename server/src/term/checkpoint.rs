@@ -81,7 +81,10 @@ impl<S: Storage> Journal<S> {
                 full: false,
             })),
             Err(error) => {
-                self.inner.state.borrow_mut().checkpointing = false;
+                let mut state = self.inner.state.borrow_mut();
+                state.checkpointing = false;
+                state.checkpoint_starved = matches!(error, StorageError::NoSpace { .. });
+                drop(state);
                 match error {
                     StorageError::NoSpace { .. } => Ok(None),
                     error => Err(self.fail(error.into())),
@@ -123,6 +126,7 @@ impl<S: Storage> CheckpointWriter<S> {
             let state = &mut *journal.inner.state.borrow_mut();
             state.checkpointed_at_bytes = self.begun_at_bytes;
             state.checkpoint_bytes = self.offset;
+            state.checkpoint_starved = false;
         }
         reclaim::reclaim(journal).await?;
         Ok(Written::Done)
@@ -141,6 +145,7 @@ impl<S: Storage> CheckpointWriter<S> {
             Ok(()) => {}
             Err(StorageError::NoSpace { .. }) => {
                 self.full = true;
+                self.journal.inner.state.borrow_mut().checkpoint_starved = true;
                 // What it took goes back at once to whoever needs it more.
                 let _ = pool.storage.unlink(&names::checkpoint(term, self.number)).await;
                 return Ok(Written::NoSpace);

@@ -66,6 +66,8 @@ pub(super) struct State<S: Storage> {
     pub(super) kept: Vec<(u64, Position)>,
     pub(super) checkpointing: bool,
     pub(super) checkpoints_begun: u64,
+    /// The last checkpoint found no space: what comes back is its, for it gives back more.
+    pub(super) checkpoint_starved: bool,
     /// Bytes written in all, and when the last complete checkpoint was begun.
     pub(super) written_bytes: u64,
     pub(super) checkpointed_at_bytes: u64,
@@ -105,6 +107,7 @@ impl<S: Storage> Journal<S> {
             kept: vec![(0, Position(0))],
             checkpointing: false,
             checkpoints_begun: 0,
+            checkpoint_starved: false,
             written_bytes: 0,
             checkpointed_at_bytes: 0,
             checkpoint_bytes: 0,
@@ -245,6 +248,9 @@ impl<S: Storage> Journal<S> {
         let (storage, term) = (&self.inner.pool.storage, self.inner.term);
         let made = async {
             room::set_aside(storage, term).await?;
+            if self.inner.state.borrow().checkpoint_starved {
+                return Err(StorageError::NoSpace { path: names::term_dir(term) });
+            }
             segment::set_aside(storage, term, self.inner.pool.segment_bytes()).await
         };
         match made.await {

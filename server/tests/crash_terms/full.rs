@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use csnap_proto::{Term, Time};
+use csnap_server::term::checkpoint::Written;
 use csnap_server::term::{Follower, Prepared, TermError, room, take_over};
 use csnap_storage::sim::executor::{Task, run};
 use csnap_storage::sim::{Rng, SimDisk, SimNode};
@@ -137,4 +138,30 @@ fn a_segment_that_was_made_ready_for_a_term_that_is_over_makes_room_for_its_succ
     assert_eq!(prepared, Ok(Prepared::Ready));
     assert!(disk.peek("term/1/journal-1").is_none() && disk.peek("term/2/journal-1").is_some());
     assert!(disk.peek("term/1/journal-0").is_some(), "what holds records stays");
+}
+
+#[test]
+fn space_that_comes_back_is_first_the_checkpoints_that_found_none() {
+    let shared = Shared::default();
+    let disk = full_pool(&shared);
+    let served = run(async {
+        let pool = open(&disk.storage(SimNode(2)), &shared.canaries).await;
+        let taken = take_over(&pool, Term(2), Follower::new(&pool, Log::default()), || Time(0)).await?;
+        let journal = &taken.journal;
+        for expected in [Written::NoSpace, Written::Done] {
+            let writer = journal.begin_checkpoint(journal.position()).await?;
+            let mut writer = writer.expect("a name takes no space here");
+            for piece in taken.replay.pieces() {
+                writer.piece(&piece).await?;
+            }
+            assert_eq!(journal.prepare_segment().await?, Prepared::Ready);
+            assert_eq!(writer.finish().await?, expected);
+            disk.set_capacity(None);
+            let aside = if expected == Written::Done { Prepared::Ready } else { Prepared::NoSpace };
+            assert_eq!(journal.set_aside().await?, aside);
+        }
+        Ok::<_, TermError>(())
+    });
+    served.expect("the disk is well");
+    assert!(disk.peek("term/1/journal-0").is_none(), "what term 1 left is given back");
 }
