@@ -332,13 +332,12 @@ fn parse_priority(text: &str) -> Result<Priority, String> {
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let cli = Cli::try_parse_from(arguments).and_then(check);
     cli.map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{}", error.render().ansi());
-            ExitCode::SUCCESS
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{}", error.render().ansi());
-            ExitCode::from(2)
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // In colours where there is a terminal. Nobody may be reading any more: nothing is left to be told.
+            let _ = error.print();
+            ExitCode::from(if error.use_stderr() { 2 } else { 0 })
         }
         _ => {
             eprintln!("{}", one_line(&error));
