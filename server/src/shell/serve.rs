@@ -116,8 +116,9 @@ struct Server<S: Storage> {
     closings: Rc<Closings>,
     last_conn: u64,
     next_look: Time,
-    /// When a checkpoint is due although the journal is short: it makes the files of earlier terms superfluous, and after one that found no space.
-    first_checkpoint: Rc<Cell<Option<Time>>>,
+    /// When a checkpoint is due although the journal is short: the first one, which makes the files of earlier terms
+    /// superfluous, and the one after one that found no space.
+    checkpoint_due: Rc<Cell<Option<Time>>>,
     events: mpsc::Sender<Input>,
     events_in: mpsc::Receiver<Input>,
     done: mpsc::UnboundedSender<Result<Done, Fatal>>,
@@ -140,7 +141,7 @@ impl<S: Storage> Server<S> {
             closings: Rc::default(),
             last_conn: 0,
             next_look: Time(0),
-            first_checkpoint: Rc::new(Cell::new(Some(now().after(FIRST_CHECKPOINT_AFTER)))),
+            checkpoint_due: Rc::new(Cell::new(Some(now().after(FIRST_CHECKPOINT_AFTER)))),
             events,
             events_in,
             done,
@@ -199,16 +200,16 @@ impl<S: Storage> Server<S> {
     fn digest(&mut self, done: Done) -> Input {
         if let Some((position, state)) = done.checkpoint {
             let (bench, done) = (self.bench.clone(), self.done.clone());
-            let (over, due) = (self.checkpointing.clone(), self.first_checkpoint.clone());
+            let (over, due) = (self.checkpointing.clone(), self.checkpoint_due.clone());
             spawn_local(write_checkpoint(bench, position, state, over, due, done));
         }
         done.input
     }
 
     fn wish_for_checkpoint(&mut self, out: &mut Vec<Output>) {
-        let first = self.first_checkpoint.get().is_some_and(|at| at <= now());
+        let first = self.checkpoint_due.get().is_some_and(|at| at <= now());
         if !self.checkpointing.get() && (first || self.bench.journal().wants_checkpoint()) {
-            self.first_checkpoint.set(None);
+            self.checkpoint_due.set(None);
             self.checkpointing.set(true);
             self.core.step(now(), wall(), Input::CheckpointDue, out);
         }
