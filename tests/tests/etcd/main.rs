@@ -10,6 +10,9 @@
 #[allow(dead_code, reason = "shared with the tests of whole processes")]
 #[path = "../process/cluster.rs"]
 mod cluster;
+#[allow(dead_code, reason = "shared with the tests of whole processes")]
+#[path = "../process/disk.rs"]
+mod disk;
 mod election;
 mod etcd;
 #[allow(dead_code, reason = "shared with the tests of whole processes")]
