@@ -29,7 +29,7 @@ use crate::core::canary as table_canary;
 use crate::core::permission::Denied;
 use crate::core::spaces::mover::{self, CallId, Mover};
 use crate::core::spaces::{Command, Spaces};
-use crate::core::{self, ConnectionId, Leader, Lockd};
+use crate::core::{self, ConnectionId, Leader, Lockd, Overslept};
 use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig, ReplicaId, Saved, Write};
 
 /// What happened.
@@ -92,6 +92,8 @@ pub enum Output {
     Members(Members),
     /// A transfer or change was not begun.
     Refused(&'static str),
+    /// Leases began anew because this lockd came late to them: who should have lost his has it longer. For the log.
+    Overslept(Overslept),
     /// Connect to a lockd of another group.
     Call(CallId, SocketAddr),
     /// To another group.
@@ -336,6 +338,7 @@ impl Replicated {
                             core::Output::Send(id, frame) => out.push(Output::Send(id, frame)),
                             core::Output::Close(id, why) => out.push(Output::Close(id, why)),
                             core::Output::Denied(id, denied) => out.push(Output::Denied(id, denied)),
+                            core::Output::Overslept(overslept) => out.push(Output::Overslept(overslept)),
                         }
                     }
                 }

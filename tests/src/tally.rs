@@ -43,6 +43,7 @@ pub const STATES: &[&str] = &[
     "a connection broke on one side only",
     "a clock stood still",
     "freed space was reused",
+    "a lockd came late and began every lease anew",
     "another lockd led",
     "a lockd ended because its disk failed it",
     "a lockd came back with an empty disk",

@@ -15,6 +15,7 @@ pub(crate) mod greeting;
 mod group_tests;
 mod hello;
 mod introduction;
+mod lateness;
 mod peers;
 mod places;
 pub(crate) mod socket;
@@ -51,6 +52,7 @@ use self::connection::Connection;
 use self::door::{Door, Guest, Listener};
 use self::hello::{Hello, founders_checksum};
 use self::introduction::Introduction;
+use self::lateness::Lateness;
 use self::peers::{Own, Peer, Peers, Seats};
 use self::socket::now;
 use crate::canary::Broken;
@@ -125,6 +127,7 @@ struct Daemon {
     /// Places of connections from other replicas.
     seats: Seats,
     calls: Calls,
+    lateness: Lateness,
     connections: BTreeMap<ConnectionId, Connection>,
     /// As many as leave the log its files; the core's own limit is lower, unless the process may have few open.
     connections_max: usize,
@@ -220,6 +223,7 @@ impl Daemon {
             peers,
             seats: Seats::default(),
             calls,
+            lateness: Lateness::default(),
             connections: BTreeMap::new(),
             connections_max: descriptors.connections(2 * LOCKD_CONNECTIONS_MAX),
             last_connection: 0,
@@ -475,6 +479,11 @@ impl Daemon {
                     self.keep_peers();
                 }
                 Output::Refused(why) => warn!("{why}"),
+                Output::Overslept(overslept) => {
+                    if let Some(line) = self.lateness.note(now(), overslept) {
+                        warn!("{line}");
+                    }
+                }
                 Output::Call(call, address) => self.calls.call(call, address),
                 Output::Say(call, frame) => self.calls.say(call, &frame),
                 Output::HangUp(call) => self.calls.hang_up(call),

@@ -641,7 +641,11 @@ impl World {
                     self.later(NET, Event::EndClosed { link });
                 }
             }
-            Output::Leads { .. } | Output::Follows | Output::Members(_) | Output::Refused(_) => {}
+            Output::Leads { .. }
+            | Output::Follows
+            | Output::Members(_)
+            | Output::Refused(_)
+            | Output::Overslept(_) => {}
         }
     }
 

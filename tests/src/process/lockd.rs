@@ -167,6 +167,7 @@ impl LockdProc {
                 }
                 Output::Leads { term } => self.leads(sim, term),
                 Output::Denied(_, denied) => sim.violation(denied.to_string()),
+                Output::Overslept(_) => sim.tally.reached("a lockd came late and began every lease anew"),
                 _ if self.is_alone(sim) => {
                     sim.violation("a lockd alone has no others to deal with".to_owned());
                 }
