@@ -43,6 +43,8 @@ pub const STATES: &[&str] = &[
     "a connection broke on one side only",
     "a clock stood still",
     "freed space was reused",
+    "several requests became one write",
+    "lockd was killed with requests gathered and not settled",
     "a lockd came late and began every lease anew",
     "another lockd led",
     "a lockd ended because its disk failed it",
