@@ -15,16 +15,19 @@ pub enum Canary {
     VoteAfterAmnesia,
     /// Answer a read at once, from a table that may be behind: the log would have said whether this lockd still leads.
     ReadWithoutTheLog,
+    /// Answer what was gathered when it is taken in: neither written nor, with others, replicated.
+    AnswerWhenGathered,
 }
 
 impl Canary {
     /// All of them, with the names by which they are chosen.
-    pub const ALL: [(Self, &'static str); 5] = [
+    pub const ALL: [(Self, &'static str); 6] = [
         (Self::SendBeforeVote, "send-before-vote"),
         (Self::AckBeforeSync, "ack-before-sync"),
         (Self::AcceptTornMiddle, "accept-torn-middle"),
         (Self::VoteAfterAmnesia, "vote-after-amnesia"),
         (Self::ReadWithoutTheLog, "read-without-the-log"),
+        (Self::AnswerWhenGathered, "answer-when-gathered"),
     ];
 }
 

@@ -29,7 +29,7 @@ use crate::core::canary as table_canary;
 use crate::core::permission::Denied;
 use crate::core::spaces::mover::{self, CallId, Mover};
 use crate::core::spaces::{Command, Spaces};
-use crate::core::{self, ConnectionId, Leader, Lockd};
+use crate::core::{self, ConnectionId, Leader, Lockd, Overslept};
 use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig, ReplicaId, Saved, Write};
 
 /// What happened.
@@ -92,6 +92,8 @@ pub enum Output {
     Members(Members),
     /// A transfer or change was not begun.
     Refused(&'static str),
+    /// Leases began anew because this lockd came late to them: who should have lost his has it longer. For the log.
+    Overslept(Overslept),
     /// Connect to a lockd of another group.
     Call(CallId, SocketAddr),
     /// To another group.
@@ -124,11 +126,13 @@ pub struct Replicated {
     desk: Desk,
     /// The group changed: what a replica without entries is sent must name it, or it would not take it.
     wants_image: bool,
-    /// See [`Self::gather`].
-    gathers: bool,
+    /// The replica was told something and has not settled it.
+    unsettled: bool,
     mover: Mover,
     /// Rules that it breaks: none, outside tests.
     broken: (canary::Broken, table_canary::Broken),
+    /// Commands that took effect before the log had them; see [`Canary::AnswerWhenGathered`].
+    answered_early: usize,
 }
 
 impl Replicated {
@@ -156,9 +160,10 @@ impl Replicated {
             reached,
             desk,
             wants_image: false,
-            gathers: false,
+            unsettled: false,
             mover: Mover::default(),
             broken,
+            answered_early: 0,
         })
     }
 
@@ -183,11 +188,22 @@ impl Replicated {
         Self { lockd: self.lockd.breaking(rule), mover: Mover::breaking(rule), ..self }
     }
 
-    /// Takes in what happened. Outputs are to be carried out in order.
+    /// One thing happened, and nothing that belongs together with it: it is taken in and settled. Outputs are to be carried
+    /// out in order.
     ///
     /// # Errors
     /// The process must end, and may be started again with another version.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) -> Result<(), Unknown> {
+        self.take_in(now, input, out)?;
+        self.settle(now, out)
+    }
+
+    /// The first half of [`Self::step`]: any number of inputs, before they are settled together. What clients ask for among
+    /// them becomes one write, and one message to each other replica. Outputs are to be carried out in order.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn take_in(&mut self, now: Time, input: Input, out: &mut Vec<Output>) -> Result<(), Unknown> {
         let first = match input {
             Input::Tick => {
                 // Both have deadlines.
@@ -254,22 +270,21 @@ impl Replicated {
         &self.own
     }
 
-    /// Until [`Self::settle`], steps put off what replicas write and say: what clients ask for meanwhile becomes one write,
-    /// and one message to each other replica.
-    pub fn gather(&mut self) {
-        self.gathers = true;
-    }
-
-    /// Everything that steps put off since [`Self::gather`]. Outputs are to be carried out in order.
+    /// The second half: what replicas write and say because of it, and whatever follows from that. Outputs are to be carried
+    /// out in order.
     ///
     /// # Errors
     /// As [`Self::step`].
     pub fn settle(&mut self, now: Time, out: &mut Vec<Output>) -> Result<(), Unknown> {
-        self.gathers = false;
-        self.run(now, Work::Settle, out)?;
-        // What was put off may have changed a lockspace that moves.
-        self.run(now, Work::Mover(mover::Input::Tick), out)?;
-        self.serve_operator(now, out)
+        loop {
+            self.run(now, Work::Settle, out)?;
+            // What came of it may have changed a lockspace that moves, or be what an operator waits for.
+            self.run(now, Work::Mover(mover::Input::Tick), out)?;
+            self.serve_operator(now, out)?;
+            if !self.unsettled {
+                return Ok(());
+            }
+        }
     }
 
     /// When to step again at the latest, if nothing else happens.
@@ -306,6 +321,15 @@ impl Replicated {
         }
     }
 
+    /// See [`Canary::AnswerWhenGathered`].
+    fn answer_early(&mut self) -> Option<core::Input> {
+        if !self.broken.0.breaks(Canary::AnswerWhenGathered) {
+            return None;
+        }
+        self.answered_early += 1;
+        Some(core::Input::Durable { count: 1 })
+    }
+
     /// What one thing leads to, until nothing is left.
     fn run_all(&mut self, now: Time, first: Work, out: &mut Vec<Output>) -> Result<(), Unknown> {
         let mut work = VecDeque::from([first]);
@@ -332,20 +356,21 @@ impl Replicated {
                         match output {
                             core::Output::Append(command) => {
                                 work.push_back(Work::Replica(replica::Input::Propose(command)));
+                                work.extend(self.answer_early().map(Work::Core));
                             }
                             core::Output::Send(id, frame) => out.push(Output::Send(id, frame)),
                             core::Output::Close(id, why) => out.push(Output::Close(id, why)),
                             core::Output::Denied(id, denied) => out.push(Output::Denied(id, denied)),
+                            core::Output::Overslept(overslept) => out.push(Output::Overslept(overslept)),
                         }
                     }
                 }
                 replica @ (Work::Replica(_) | Work::Settle) => {
                     let mut outputs = Vec::new();
-                    if let Work::Replica(input) = replica {
-                        self.replica.take_in(now, input, &mut outputs);
-                    }
-                    if !self.gathers {
-                        self.replica.settle(&mut outputs);
+                    self.unsettled = matches!(replica, Work::Replica(_));
+                    match replica {
+                        Work::Replica(input) => self.replica.take_in(now, input, &mut outputs),
+                        _ => self.replica.settle(&mut outputs),
                     }
                     for output in outputs {
                         self.on_replica(output, &mut work, out)?;
@@ -370,6 +395,10 @@ impl Replicated {
                 return push(out, Output::Members(members));
             }
             replica::Output::Refused(why) => return push(out, Output::Refused(why)),
+            replica::Output::Committed { own: true, .. } if self.answered_early > 0 => {
+                self.answered_early -= 1;
+                return Ok(());
+            }
             replica::Output::Committed { own: true, .. } => core::Input::Durable { count: 1 },
             replica::Output::Committed { command, .. } => core::Input::Foreign(decode_command(&command)?),
             replica::Output::Install(image) => {
@@ -388,6 +417,7 @@ impl Replicated {
                 core::Input::Leads
             }
             replica::Output::Deposed => {
+                self.answered_early = 0;
                 out.push(Output::Follows);
                 core::Input::Follows { leader: self.leader() }
             }

@@ -202,6 +202,8 @@ pub struct Sim {
     pub dir_sync_failed: bool,
     /// Servers that take over.
     pub taking_over: BTreeSet<ProcId>,
+    /// A lockd is killed once it has gathered requests that it does not settle at once.
+    pub kill_gathering: bool,
     /// Processes that are stopped.
     pub paused: BTreeSet<ProcId>,
     /// The longest that a guest waited for a request, microseconds.
@@ -256,6 +258,7 @@ impl Sim {
             was_full: false,
             dir_sync_failed: false,
             taking_over: BTreeSet::new(),
+            kill_gathering: false,
             paused: BTreeSet::new(),
             longest_wait: 0,
             used: BTreeSet::new(),

@@ -62,6 +62,17 @@ fn canary_acknowledge_before_sync_is_noticed() {
     println!("acknowledge before sync: noticed after {} worlds: {}", report.worlds, first.what);
 }
 
+#[test]
+fn canary_answer_when_gathered_is_not_linearizable() {
+    let canaries = Canaries { lockd: Broken::rule(LockdCanary::AnswerWhenGathered), ..Canaries::default() };
+    noticed(
+        "answer when gathered",
+        &canaries,
+        &[Fault::KillLockd, Fault::LockdPowerLoss],
+        "not linearizable",
+    );
+}
+
 /// The same in worlds of a fenced register.
 fn mutex_noticed(name: &str, canaries: &Canaries, says: &str) {
     let sum = mutex::run(1..1 + WORLDS, 1, |seed| mutex::plan(seed, canaries.clone()));

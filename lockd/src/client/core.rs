@@ -23,6 +23,9 @@ const RECONNECT_MS_MAX: u64 = 200;
 /// addresses that the owner knows, and those are tried in turn.
 const HINTS_MAX: u32 = 3;
 
+/// Why a client that is bound by its lease gave its session up by its own clock. Any other reason is lockd's.
+pub const GAVE_UP: &str = "lockd confirmed no renewal for as long as the lease";
+
 /// How a client keeps its session.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
@@ -385,8 +388,7 @@ impl LockClient {
 
     fn on_time(&mut self, now: Time, out: &mut Vec<ClientOutput>) {
         if self.link != Link::Over && self.lost_at().is_some_and(|at| now >= at) {
-            let reason = "lockd confirmed no renewal for as long as the lease".into();
-            return self.end(ClientEvent::SessionLost { reason }, out);
+            return self.end(ClientEvent::SessionLost { reason: GAVE_UP.into() }, out);
         }
         match self.link {
             Link::Down { retry_at } if now >= retry_at => {

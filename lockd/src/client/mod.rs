@@ -51,7 +51,7 @@ pub mod tenure;
 #[cfg(test)]
 mod tests;
 
-pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, Identity, LockClient};
+pub use self::core::{ClientConfig, ClientEvent, ClientInput, ClientOutput, GAVE_UP, Identity, LockClient};
 #[cfg(feature = "shell")]
 pub use self::lockds::Lockds;
 pub use self::pending::{PENDING_MAX, Ticket};

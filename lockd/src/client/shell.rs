@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use csnap_proto::frame::{FrameDecoder, encode};
+use csnap_proto::limits::OPERATIONS_PER_SESSION_MAX;
 use csnap_proto::message::lock::{FromLockd, LockOp, LockReply};
 use csnap_proto::{Frame, Time};
 use csnap_transport::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::debug;
 
@@ -22,6 +24,11 @@ pub use crate::shell::socket::now;
 
 /// Events that the owner has not taken; beyond, the task waits for it, and the lease may run out.
 const EVENTS_MAX: usize = 4096;
+
+/// Frames that a connection has not written yet: every operation that lockd lets a session leave unanswered, what opens and
+/// renews it, and some for an owner that closes it more than once. A lockd that answers what it never read could make more
+/// of them; its connection is dropped instead.
+const OUTGOING_MAX: usize = OPERATIONS_PER_SESSION_MAX + 16;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
@@ -91,7 +98,7 @@ impl LockSession {
 /// The connection that the client asked for last.
 struct Current {
     attempt: u64,
-    outgoing: mpsc::UnboundedSender<BytesMut>,
+    outgoing: mpsc::Sender<BytesMut>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -142,10 +149,21 @@ impl Keeper {
 
     /// `None` when the owner does not listen any more.
     async fn carry_out(&mut self, out: &mut Vec<ClientOutput>) -> Option<()> {
-        for output in out.drain(..) {
+        while !out.is_empty() {
+            if let Some(attempt) = self.carry_out_each(std::mem::take(out)).await? {
+                self.client.step(now(), ClientInput::Disconnected { attempt }, out);
+            }
+        }
+        Some(())
+    }
+
+    /// As above; and the connection that was dropped because it takes nothing more, if one was.
+    async fn carry_out_each(&mut self, outputs: Vec<ClientOutput>) -> Option<Option<u64>> {
+        let mut full = None;
+        for output in outputs {
             match output {
                 ClientOutput::Connect { attempt } => {
-                    let (outgoing, queue) = mpsc::unbounded_channel();
+                    let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
                     let (lockds, hint) = (self.lockds.clone(), self.client.hint());
                     let task = converse(lockds, attempt, hint, queue, self.link_events.clone());
                     let task = tokio::spawn(task);
@@ -159,11 +177,17 @@ impl Keeper {
                     }
                 }
                 ClientOutput::Send { attempt, frame } => {
-                    if let Some(current) = self.current.as_ref().filter(|current| current.attempt == attempt)
-                    {
+                    if let Some(current) = self.current.take_if(|current| current.attempt == attempt) {
                         let mut bytes = BytesMut::new();
                         encode(&frame, &mut bytes);
-                        let _ = current.outgoing.send(bytes);
+                        match current.outgoing.try_send(bytes) {
+                            Err(TrySendError::Full(_)) => {
+                                current.task.abort();
+                                full = Some(attempt);
+                            }
+                            // One that ended says so itself.
+                            Ok(()) | Err(TrySendError::Closed(_)) => self.current = Some(current),
+                        }
                     }
                 }
                 ClientOutput::Moved { to } => self.lockds = self.lockds.moved_to(to),
@@ -175,7 +199,7 @@ impl Keeper {
                 ClientOutput::Event(event) => self.events.send(event).await.ok()?,
             }
         }
-        Some(())
+        Some(full)
     }
 }
 
@@ -183,7 +207,7 @@ async fn converse(
     lockds: Lockds,
     attempt: u64,
     hint: Option<SocketAddr>,
-    queue: mpsc::UnboundedReceiver<BytesMut>,
+    queue: mpsc::Receiver<BytesMut>,
     events: mpsc::Sender<ClientInput>,
 ) {
     match lockds.connect_any(attempt, hint).await {
@@ -200,7 +224,7 @@ async fn converse(
 async fn exchange(
     stream: Stream,
     attempt: u64,
-    mut queue: mpsc::UnboundedReceiver<BytesMut>,
+    mut queue: mpsc::Receiver<BytesMut>,
     events: &mpsc::Sender<ClientInput>,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = stream.into_split();

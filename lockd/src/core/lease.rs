@@ -3,7 +3,8 @@
 //! A lease decides when lockd stops waiting for a holder, and nothing else: what makes a dead holder harmless is its
 //! term. So a lease may end late, by drift or by a pause of lockd, but must not end because lockd itself slept. One that
 //! ran out is looked at twice, [`RECHECK_MS`] apart, so that renewals that waited in sockets meanwhile are read first;
-//! and a lockd that overslept its own deadline by [`OVERSLEPT_MS`] begins every lease anew, as after a restart.
+//! and a lockd that overslept its own deadline by [`OVERSLEPT_MS`] begins every lease anew, as after a restart, and
+//! says so: where that goes on and on, nobody's lease ever ends.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -60,9 +61,20 @@ impl Lease {
     }
 }
 
+/// Leases began anew, for lockd came late to them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overslept {
+    /// Behind its own deadline.
+    pub late: Duration,
+    /// How many.
+    pub leases: usize,
+}
+
 /// What became due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
+    /// Nothing, for now: all began anew.
+    Overslept(Overslept),
     /// Two thirds of the lease passed.
     Jeopardy(Attendee),
     /// It is over.
@@ -102,10 +114,10 @@ impl Leases {
     /// What is due now; each is given once.
     pub(super) fn due(&mut self, now: Time) -> Vec<Due> {
         let mut due = Vec::new();
-        if self.next_deadline().is_some_and(|at| now.since(at) >= Duration::from_millis(OVERSLEPT_MS)) {
-            for lease in self.leases.values_mut().filter(|lease| lease.stage != Stage::Ending) {
-                (lease.renewed_at, lease.stage) = (now, Stage::Safe);
-            }
+        let late = self.next_deadline().map(|at| now.since(at));
+        if let Some(late) = late.filter(|late| *late >= Duration::from_millis(OVERSLEPT_MS)) {
+            let leases = self.begin_anew(now);
+            due.push(Due::Overslept(Overslept { late, leases }));
         }
         for (session, lease) in &mut self.leases {
             if lease.stage == Stage::Safe && now >= lease.warns_at() {
@@ -124,6 +136,12 @@ impl Leases {
             }
         }
         due
+    }
+
+    /// All that can still be renewed; how many.
+    fn begin_anew(&mut self, now: Time) -> usize {
+        let begun = self.leases.values_mut().filter(|lease| lease.stage != Stage::Ending);
+        begun.map(|lease| (lease.renewed_at, lease.stage) = (now, Stage::Safe)).count()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
@@ -181,7 +199,10 @@ mod tests {
     fn a_lockd_that_was_stopped_begins_every_lease_anew() {
         let mut leases = leases();
         leases.start(ms(0), attendee(2), 60_000);
-        assert_eq!(leases.due(ms(50_000)), []);
+        leases.start(ms(0), attendee(3), 60_000);
+        leases.set_ending(attendee(3));
+        let overslept = Overslept { late: Duration::from_micros(50_000_000 - 666_666), leases: 2 };
+        assert_eq!(leases.due(ms(50_000)), [Due::Overslept(overslept)]);
         assert_eq!(leases.next_deadline(), Some(Time(50_666_666)));
     }
 

@@ -24,7 +24,7 @@ use csnap_proto::message::lock::{FromLockd, LockdStatus, ToLockd};
 use csnap_proto::{Caller, EventNumber, Frame, Name, RequestId, Secret, Sequence, Term, Time};
 
 use super::connection::{Attendee, ConnectionId, Connections, Role};
-use super::lease::{Due, Leases};
+use super::lease::{Due, Leases, Overslept};
 use super::permission::{self, Denied, Request};
 use super::spaces::{self, SpaceId, Spaces};
 use super::table::{Command, Effect, Missed, SessionView, Table};
@@ -100,6 +100,8 @@ pub enum Output {
     Close(ConnectionId, Option<String>),
     /// Somebody asked for what they may not, and was told so. For the log.
     Denied(ConnectionId, Denied),
+    /// Leases began anew because lockd came late to them. For the log.
+    Overslept(Overslept),
 }
 
 /// Who asked, and as which request.
@@ -357,6 +359,10 @@ impl Lockd {
         }
         for due in self.leases.due(now) {
             let (space, command) = match due {
+                Due::Overslept(overslept) => {
+                    out.push(Output::Overslept(overslept));
+                    continue;
+                }
                 Due::Jeopardy(Attendee { space, session }) => (space, Command::Jeopardy { session }),
                 Due::Expired(Attendee { space, session }) => (space, Command::Expire { session }),
             };

@@ -19,4 +19,5 @@ pub mod table;
 mod tests;
 
 pub use connection::{ConnectionId, LOCKD_CONNECTIONS_MAX};
+pub use lease::Overslept;
 pub use lockd::{Input, Leader, Lockd, Output};

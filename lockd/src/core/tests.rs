@@ -221,6 +221,7 @@ impl World {
                     }
                 }
                 Output::Denied(_, denied) => self.denied.push(denied.to_string()),
+                Output::Overslept(_) => {}
             }
         }
         if self.syncing {

@@ -15,6 +15,7 @@ pub(crate) mod greeting;
 mod group_tests;
 mod hello;
 mod introduction;
+mod lateness;
 mod peers;
 mod places;
 pub(crate) mod socket;
@@ -51,6 +52,7 @@ use self::connection::Connection;
 use self::door::{Door, Guest, Listener};
 use self::hello::{Hello, founders_checksum};
 use self::introduction::Introduction;
+use self::lateness::Lateness;
 use self::peers::{Own, Peer, Peers, Seats};
 use self::socket::now;
 use crate::canary::Broken;
@@ -125,6 +127,7 @@ struct Daemon {
     /// Places of connections from other replicas.
     seats: Seats,
     calls: Calls,
+    lateness: Lateness,
     connections: BTreeMap<ConnectionId, Connection>,
     /// As many as leave the log its files; the core's own limit is lower, unless the process may have few open.
     connections_max: usize,
@@ -220,6 +223,7 @@ impl Daemon {
             peers,
             seats: Seats::default(),
             calls,
+            lateness: Lateness::default(),
             connections: BTreeMap::new(),
             connections_max: descriptors.connections(2 * LOCKD_CONNECTIONS_MAX),
             last_connection: 0,
@@ -269,8 +273,8 @@ impl Daemon {
         }
         let lost = self.peers.on_peer(address, peer.clone());
         match (peer, lost) {
-            (Some(peer), _) => self.turn(Input::Reached(peer.heard.id, peer.presence)),
-            (None, Some(lost)) => self.turn(Input::Unreachable(lost)),
+            (Some(peer), _) => self.take_in(Input::Reached(peer.heard.id, peer.presence)),
+            (None, Some(lost)) => self.take_in(Input::Unreachable(lost)),
             (None, None) => Ok(()),
         }
     }
@@ -391,7 +395,6 @@ impl Daemon {
 
     /// This event and those that came with it: what they lead to is written and said together.
     fn on_events(&mut self, first: Event) -> anyhow::Result<()> {
-        self.core.gather();
         self.on_event(first)?;
         for _ in 1..EVENTS_MAX {
             let Ok(event) = self.inbox.try_recv() else { break };
@@ -414,27 +417,35 @@ impl Daemon {
                 self.last_connection += 1;
                 let (id, caller) = (ConnectionId(self.last_connection), guest.caller.clone());
                 self.connections.insert(id, Connection::start(id, guest, self.events.clone()));
-                self.turn(Input::Opened(id, caller))
+                self.take_in(Input::Opened(id, caller))
             }
-            Event::Received(id, frame) => self.turn(Input::Received(id, frame)),
+            Event::Received(id, frame) => self.take_in(Input::Received(id, frame)),
             Event::Peer(address, heard) => self.on_peer(address, heard),
-            Event::Said(message) => self.turn(Input::Peer(message)),
+            Event::Said(message) => self.take_in(Input::Peer(message)),
             Event::Called(input) => {
                 if let Input::Lost(call) = input {
                     self.calls.hang_up(call);
                 }
-                self.turn(input)
+                self.take_in(input)
             }
             Event::Closed(id, why) => match self.connections.remove(&id) {
                 Some(connection) => {
                     if let Some(why) = why {
                         warn!("{}: connection closed: {why}", connection.peer());
                     }
-                    self.turn(Input::Closed(id))
+                    self.take_in(Input::Closed(id))
                 }
                 None => Ok(()),
             },
         }
+    }
+
+    /// One of several, settled after the last.
+    fn take_in(&mut self, input: Input) -> anyhow::Result<()> {
+        let mut outputs = Vec::new();
+        self.core.take_in(now(), input, &mut outputs)?;
+        self.carry_out(outputs);
+        Ok(())
     }
 
     fn turn(&mut self, input: Input) -> anyhow::Result<()> {
@@ -475,6 +486,11 @@ impl Daemon {
                     self.keep_peers();
                 }
                 Output::Refused(why) => warn!("{why}"),
+                Output::Overslept(overslept) => {
+                    if let Some(line) = self.lateness.note(now(), overslept) {
+                        warn!("{line}");
+                    }
+                }
                 Output::Call(call, address) => self.calls.call(call, address),
                 Output::Say(call, frame) => self.calls.say(call, &frame),
                 Output::HangUp(call) => self.calls.hang_up(call),

@@ -8,7 +8,7 @@
 //! | `CSNAP_LOCK_DEPTH` | 5 | operations of the search without flags |
 //! | `CSNAP_LOCK_FLAG_DEPTH` | 3 | operations of the searches with one flag each |
 //! | `CSNAP_LOCK_MIXED_DEPTH` | 3 | operations of the search with all flags mixed |
-//! | `CSNAP_LOCK_STATES` | unset | a search ends early with so many states |
+//! | `CSNAP_LOCK_STATES` | unset | a search ends early with so many states; the one with all flags mixed must reach them |
 
 #[cfg(feature = "canary")]
 mod canaries;

@@ -485,7 +485,7 @@ fn no_state_of_a_small_world_breaks_the_rules() {
 fn no_state_with_any_one_flag_breaks_the_rules() {
     let depth = depth("CSNAP_LOCK_FLAG_DEPTH", 3);
     let mut states = 0;
-    for (name, flag) in Flags::ALL {
+    for (name, flag) in Flags::ALL.into_iter().filter(|(_, flag)| is_of_requests(*flag)) {
         states += report(name, depth, search(Table::default, &[Flags::NONE, with_others(flag)], depth));
     }
     println!("with every single flag: {states} states");
@@ -494,18 +494,24 @@ fn no_state_with_any_one_flag_breaks_the_rules() {
 #[test]
 fn no_state_with_all_flags_mixed_breaks_the_rules() {
     let depth = depth("CSNAP_LOCK_MIXED_DEPTH", 3);
-    let single = Flags::ALL.into_iter().map(|(_, flag)| flag);
+    let single = Flags::ALL.into_iter().map(|(_, flag)| flag).filter(|flag| is_of_requests(*flag));
     let mut flags: Vec<Flags> = single.filter(|flag| with_others(*flag) == *flag).collect();
     flags.push(Flags::NONE);
-    report("every request with any one flag or none", depth, search(Table::default, &flags, depth));
+    let found = search(Table::default, &flags, depth);
+    let states = report("every request with any one flag or none", depth, found);
+    let wanted = number("CSNAP_LOCK_STATES", 0);
+    assert!(states as u64 >= wanted, "{states} states, and {wanted} were asked for: CSNAP_LOCK_MIXED_DEPTH");
+}
+
+/// Every search has the one that forces an unlock, which is no flag of a request.
+fn is_of_requests(flag: Flags) -> bool {
+    flag != Flags::FORCEUNLOCK
 }
 
 /// What goes with another flag only is tried with it.
 fn with_others(flag: Flags) -> Flags {
     match flag {
         Flags::NOQUEUEBAST => flag | Flags::NOQUEUE,
-        // No flag of a request.
-        Flags::FORCEUNLOCK => Flags::NONE,
         flag => flag,
     }
 }

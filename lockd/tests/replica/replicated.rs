@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use csnap_lockd::canary::Broken;
 use csnap_lockd::core::ConnectionId;
 use csnap_lockd::replica::{
-    Base, ClusterId, Member, Members, PeerMessage, ReplicaConfig, ReplicaId, Saved, Timing,
+    Base, ClusterId, Member, Members, PeerMessage, ReplicaConfig, ReplicaId, Saved, Timing, Write,
 };
 use csnap_lockd::replicated::{Input, Output, Replicated};
 use csnap_proto::message::lock::{FromLockd, ToLockd};
@@ -151,6 +151,31 @@ fn a_session_goes_on_with_the_next_leader() {
     let second = trio.leader().expect("there is one");
     trio.ask(second, 7, ToLockd::Resume { session: SESSION, secret: SECRET, last_event: EventNumber(0) });
     assert!(matches!(trio.said.last(), Some((n, FromLockd::Opened { .. })) if *n == second));
+}
+
+#[test]
+fn requests_that_come_together_become_one_write_and_are_answered_only_after_it() {
+    let (mut trio, leader) = with_session();
+    let (now, mut out) = (Time(trio.now), Vec::new());
+    let lockd = trio.lockds[leader].as_mut().expect("it runs");
+    for n in 20..23 {
+        let (id, node) = (ConnectionId(n.into()), Name::new("n1").expect("a name"));
+        let (session, secret) = (SessionId([n; 16]), SECRET);
+        let message = ToLockd::Open { session, secret, node, lease_ms: LEASE_MS, info: vec![] };
+        let frame = Frame { id: RequestId(1), term: Term(0), message };
+        for input in [Input::Opened(id, Caller::local()), Input::Received(id, frame)] {
+            lockd.take_in(now, input, &mut out).expect("commands of this version");
+        }
+    }
+    assert_eq!(out, [], "nothing before it is settled");
+    lockd.settle(now, &mut out).expect("commands of this version");
+    let of = |wanted: fn(&Output) -> bool| out.iter().filter(|output| wanted(output)).count();
+    // Beside the three stands what the replica promised.
+    let one =
+        |output: &Output| matches!(output, Output::Write(Write::Append { items, .. }) if items.len() == 4);
+    assert_eq!((of(|output| matches!(output, Output::Write(_))), of(one)), (1, 1), "{out:?}");
+    assert_eq!(of(|output| matches!(output, Output::Peer(_))), 2, "a message to each other replica: {out:?}");
+    assert_eq!(out.len(), 3, "and no answer: {out:?}");
 }
 
 #[test]

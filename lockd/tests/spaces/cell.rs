@@ -94,6 +94,8 @@ pub(crate) struct Cell {
 /// How long nobody was served.
 pub(crate) struct Passed {
     pub(crate) frozen_micros: u64,
+    /// How often several requests became one write.
+    pub(crate) shared_writes: u64,
 }
 
 impl Cell {
@@ -129,7 +131,7 @@ impl Cell {
         let world = &cell.world;
         let (frozen, active) =
             (world.frozen_at.ok_or("never frozen")?, world.active_at.ok_or("never active")?);
-        Ok(Passed { frozen_micros: active - frozen })
+        Ok(Passed { frozen_micros: active - frozen, shared_writes: world.shared_writes })
     }
 
     /// Everybody has what the situation says.

@@ -25,6 +25,10 @@ pub(crate) struct Running {
     pub(crate) waiting: Vec<Write>,
     pub(crate) timer: Option<u64>,
     pub(crate) disk_busy: bool,
+    /// Something was taken in and is not settled.
+    pub(crate) gathers: bool,
+    /// Requests among it that are to be written.
+    gathered: usize,
 }
 
 pub(crate) struct Node {
@@ -72,7 +76,15 @@ impl Node {
         let core = Replicated::new(Time(now), config, node, 1, saved).expect("its own state");
         let core = break_rule(core, broken);
         self.life += 1;
-        self.running = Some(Running { core, log, waiting: Vec::new(), timer: None, disk_busy: false });
+        self.running = Some(Running {
+            core,
+            log,
+            waiting: Vec::new(),
+            timer: None,
+            disk_busy: false,
+            gathers: false,
+            gathered: 0,
+        });
     }
 
     /// Dies with what it had not written.
@@ -101,6 +113,31 @@ impl Running {
         let mut out = Vec::new();
         self.core.step(Time(now), input, &mut out).expect("commands of this version");
         out
+    }
+
+    /// One of several inputs, before they are settled together.
+    pub(crate) fn take_in(&mut self, now: u64, input: Input) -> Vec<Output> {
+        let is_request = matches!(input, Input::Received(..));
+        let (before, mut out) = (self.core.lockd().in_flight(), Vec::new());
+        self.core.take_in(Time(now), input, &mut out).expect("commands of this version");
+        self.gathered += usize::from(is_request && self.core.lockd().in_flight() > before);
+        self.gathers = true;
+        out
+    }
+
+    /// What follows from all that was taken in, and whether several requests became one write.
+    pub(crate) fn settle(&mut self, now: u64) -> (Vec<Output>, bool) {
+        let mut out = Vec::new();
+        self.core.settle(Time(now), &mut out).expect("commands of this version");
+        self.gathers = false;
+        let requests = std::mem::take(&mut self.gathered);
+        let writes: Vec<&Write> = out
+            .iter()
+            .filter_map(|output| if let Output::Write(write) = output { Some(write) } else { None })
+            .collect();
+        // Before the requests stands what the replica promised.
+        let one = matches!(writes[..], [Write::Append { items, .. }] if items.len() > requests);
+        (out, requests > 1 && one)
     }
 
     /// Whether the disk wants everything anew before it takes what waits.

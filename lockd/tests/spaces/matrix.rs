@@ -6,7 +6,7 @@ use crate::cell::{Cell, Fault, PHASES, ROWS, SITUATIONS};
 /// A row: twenty cells.
 fn row(at: usize) {
     let (name, faults) = ROWS[at];
-    let (mut cells, mut ways, mut longest, mut failed) = (0, 0, 0, Vec::new());
+    let (mut cells, mut ways, mut longest, mut shared, mut failed) = (0, 0, 0, 0, Vec::new());
     for (p, phase) in PHASES.into_iter().enumerate() {
         for (s, situation) in SITUATIONS.into_iter().enumerate() {
             cells += 1;
@@ -15,14 +15,21 @@ fn row(at: usize) {
                 // The lockspace that every group has moves where nothing was ever in the other's.
                 let space = if (p + s) % 2 == 0 { "default" } else { "work" };
                 match Cell::run(space, *fault, phase, situation, None) {
-                    Ok(passed) => longest = passed.frozen_micros.max(longest),
+                    Ok(passed) => {
+                        longest = passed.frozen_micros.max(longest);
+                        shared += passed.shared_writes;
+                    }
                     Err(what) => failed.push(format!("{fault:?} × {phase:?} × {situation:?}: {what}")),
                 }
             }
         }
     }
-    println!("{name}: {cells} cells in {ways} ways, served nowhere for {} ms at most", longest / 1000);
+    println!(
+        "{name}: {cells} cells in {ways} ways, served nowhere for {} ms at most; {shared} writes of several requests",
+        longest / 1000
+    );
     assert!(failed.is_empty(), "{} of {ways} failed:\n{}", failed.len(), failed.join("\n"));
+    assert!(shared > 0, "several requests never became one write");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Two groups of lockds and their clients, in virtual time: a network with a delay, disks with a delay, processes that die
-//! between any two events.
+//! between any two events. As in the daemon, what comes to a lockd while it is busy is taken in together and settled together; how
+//! long that takes is drawn.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use csnap_lockd::replica::PeerMessage;
 use csnap_lockd::replicated::{Input, Output};
 use csnap_proto::message::lock::{FromLockd, LockOp, SpaceReply, SpaceRequest, ToLockd};
 use csnap_proto::{Caller, Frame, Name, RequestId, Secret, SessionId, Term, Time, frame};
+use csnap_storage::sim::Rng;
 
 use crate::group::{Node, Seat, found};
 
@@ -26,6 +28,9 @@ const NET: u64 = 250;
 
 /// One write with its sync, microseconds.
 const DISK: u64 = 300;
+
+/// What is gathered is settled after this at the latest, microseconds.
+const GATHERS_FOR: u64 = 400;
 
 pub(crate) const LEASE_MS: u64 = 2000;
 const RENEW_MS: u64 = 300;
@@ -63,6 +68,11 @@ enum Event {
         life: u64,
     },
     Disk {
+        seat: Seat,
+        life: u64,
+    },
+    /// What a lockd gathered is settled.
+    Settle {
         seat: Seat,
         life: u64,
     },
@@ -122,6 +132,9 @@ pub(crate) struct World {
     /// It, and which group it is asked of.
     operator: Option<(usize, SpaceRequest)>,
     broken: Option<Canary>,
+    rng: Rng,
+    /// How often several requests became one write.
+    pub(crate) shared_writes: u64,
     pub(crate) name: Name,
     /// How far the lockspace is in each group, and by which command of its log.
     standings: [(u64, Standing); 2],
@@ -208,6 +221,8 @@ impl World {
             answered: None,
             operator: None,
             broken,
+            rng: Rng::new(1),
+            shared_writes: 0,
             name,
             standings: [(0, Standing::Absent); 2],
             frozen: None,
@@ -475,8 +490,9 @@ impl World {
                 self.step(seat, Input::Tick);
             }
             Event::Disk { seat, life } if self.node(seat).life == life => self.on_disk(seat),
-            Event::Timer { .. } | Event::Disk { .. } => {}
-            Event::Peer { to, message } => self.step(to, Input::Peer(message)),
+            Event::Settle { seat, life } if self.node(seat).life == life => self.settle(seat),
+            Event::Timer { .. } | Event::Disk { .. } | Event::Settle { .. } => {}
+            Event::Peer { to, message } => self.gather(to, Input::Peer(message)),
             Event::ClientTimer { client } => {
                 self.clients[client].timer = None;
                 self.step_client(client, ClientInput::Tick);
@@ -484,7 +500,7 @@ impl World {
             Event::Connect { end, to } => self.on_connect(end, seat_of(to)),
             Event::ToLockd { link, frame } => {
                 if let Some((seat, _)) = self.lockd_of(link) {
-                    self.step(seat, Input::Received(ConnectionId(link), frame));
+                    self.gather(seat, Input::Received(ConnectionId(link), frame));
                 }
             }
             Event::FromLockd { link, frame } => {
@@ -494,7 +510,7 @@ impl World {
             }
             Event::EndClosed { link } => {
                 if let Some((seat, _)) = self.lockd_of(link) {
-                    self.step(seat, Input::Closed(ConnectionId(link)));
+                    self.gather(seat, Input::Closed(ConnectionId(link)));
                 }
                 self.links.remove(&link);
             }
@@ -523,7 +539,7 @@ impl World {
         self.scheduled += 1;
         let link = self.scheduled;
         self.links.insert(link, Link { end, seat, life, open: true });
-        self.step(seat, Input::Opened(ConnectionId(link), Caller::local()));
+        self.gather(seat, Input::Opened(ConnectionId(link), Caller::local()));
         match end {
             End::Client { client, attempt } => {
                 self.clients[client].link = Some((attempt, link));
@@ -531,7 +547,7 @@ impl World {
             }
             End::Call { seat: from, life, call } => {
                 if self.node(from).life == life {
-                    self.step(from, Input::Called(call));
+                    self.gather(from, Input::Called(call));
                 } else {
                     self.later(NET, Event::EndClosed { link });
                 }
@@ -553,7 +569,7 @@ impl World {
                 self.step_client(client, ClientInput::Disconnected { attempt });
             }
             End::Call { seat, life, call } if self.node(seat).life == life => {
-                self.step(seat, Input::Lost(call));
+                self.gather(seat, Input::Lost(call));
             }
             End::Operator => {
                 if let Some((group, _)) = self.operator {
@@ -573,7 +589,7 @@ impl World {
             }
             End::Call { seat, life, call } => {
                 if self.node(seat).life == life {
-                    self.step(seat, Input::Heard(call, frame));
+                    self.gather(seat, Input::Heard(call, frame));
                 }
             }
             End::Operator => {
@@ -584,16 +600,60 @@ impl World {
         }
     }
 
-    pub(crate) fn step(&mut self, seat: Seat, input: Input) {
+    /// Takes in what came, and settles it at once, or with what else comes in the next moment.
+    fn gather(&mut self, seat: Seat, input: Input) {
         let (now, life) = (self.now, self.node(seat).life);
+        let Some(running) = &mut self.node(seat).running else { return };
+        let gathers = running.gathers;
+        let began = Instant::now();
+        let outputs = running.take_in(now, input);
+        self.carry_out_all(seat, began, outputs);
+        if gathers {
+            return;
+        }
+        if self.rng.chance(0.5) {
+            return self.settle(seat);
+        }
+        let wait = self.rng.below(GATHERS_FOR);
+        self.later(wait, Event::Settle { seat, life });
+    }
+
+    /// Settles what was gathered, if anything was.
+    fn settle(&mut self, seat: Seat) {
+        let now = self.now;
+        let Some(running) = self.node(seat).running.as_mut().filter(|running| running.gathers) else {
+            return;
+        };
+        let began = Instant::now();
+        let (outputs, shared) = running.settle(now);
+        self.shared_writes += u64::from(shared);
+        self.carry_out_all(seat, began, outputs);
+        self.rest(seat);
+    }
+
+    /// A turn of its own, after what was being gathered.
+    pub(crate) fn step(&mut self, seat: Seat, input: Input) {
+        self.settle(seat);
+        let now = self.now;
         let Some(running) = &mut self.node(seat).running else { return };
         let began = Instant::now();
         let outputs = running.step(now, input);
+        self.carry_out_all(seat, began, outputs);
+        self.rest(seat);
+    }
+
+    fn carry_out_all(&mut self, seat: Seat, began: Instant, outputs: Vec<Output>) {
         self.longest[seat.group] = self.longest[seat.group].max(began.elapsed());
+        let life = self.node(seat).life;
         for output in outputs {
             self.carry_out_of(seat, life, output);
         }
+    }
+
+    /// It waits for its disk, or for its deadline.
+    fn rest(&mut self, seat: Seat) {
         self.turn_disk(seat);
+        let (now, life) = (self.now, self.node(seat).life);
         let Some(running) = &mut self.node(seat).running else { return };
         let deadline = running.core.next_deadline();
         if let Some(at) = deadline.filter(|at| running.timer.is_none_or(|set| at.0 < set)) {
@@ -641,7 +701,11 @@ impl World {
                     self.later(NET, Event::EndClosed { link });
                 }
             }
-            Output::Leads { .. } | Output::Follows | Output::Members(_) | Output::Refused(_) => {}
+            Output::Leads { .. }
+            | Output::Follows
+            | Output::Members(_)
+            | Output::Refused(_)
+            | Output::Overslept(_) => {}
         }
     }
 

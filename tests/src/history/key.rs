@@ -9,7 +9,7 @@ use csnap_proto::Revision;
 use csnap_proto::message::lock::{Expect, KeyOp, KeyReply};
 use todc_utils::Specification;
 
-use super::{Record, Span, is_linearizable};
+use super::{Record, Span, Verdict, judge};
 
 #[derive(Clone, Debug)]
 struct Event {
@@ -133,8 +133,8 @@ impl State {
 }
 
 /// Whether the history of one key is linearizable.
-pub(super) fn check(records: &[Record<KeyOp, KeyReply>]) -> bool {
-    let Some(versions) = versions(records) else { return false };
+pub(super) fn check(records: &[Record<KeyOp, KeyReply>], budget: u64) -> Verdict {
+    let Some(versions) = versions(records) else { return Verdict::Not };
     let span = |record: &Record<KeyOp, KeyReply>| {
         let reply = record.answer.as_ref().map(|(_, reply)| reply.clone());
         let seen = match (&record.call, &reply) {
@@ -146,8 +146,10 @@ pub(super) fn check(records: &[Record<KeyOp, KeyReply>]) -> bool {
     };
     let known = |span: &Span<Event>| span.answered.is_some() || span.op.seen.is_some();
     // That what nobody saw never happened is one way to explain it, and nearly always one.
-    is_linearizable::<Key>(records.iter().map(span).filter(known).collect())
-        || is_linearizable::<Key>(records.iter().map(span).collect())
+    match judge::<Key>(records.iter().map(span).filter(known).collect(), budget) {
+        Verdict::Linearizable => Verdict::Linearizable,
+        _ => judge::<Key>(records.iter().map(span).collect(), budget),
+    }
 }
 
 /// The version of every value that anybody saw; none if one value had two, for each is put once.
@@ -172,10 +174,14 @@ fn versions(records: &[Record<KeyOp, KeyReply>]) -> Option<BTreeMap<Vec<u8>, Rev
 mod tests {
     use csnap_proto::message::lock::KeyView;
 
-    use super::super::SessionNumber;
+    use super::super::{BUDGET, SessionNumber};
     use super::*;
 
     type Op = Record<KeyOp, KeyReply>;
+
+    fn check(records: &[Op]) -> bool {
+        super::check(records, BUDGET) == Verdict::Linearizable
+    }
 
     fn op(called: u64, call: KeyOp, answered: u64, reply: Option<KeyReply>) -> Op {
         Record { session: SessionNumber(0), called, call, answer: reply.map(|reply| (answered, reply)) }
@@ -252,5 +258,21 @@ mod tests {
         let gone = op(3, KeyOp::Delete { key: "k".into(), expect: Expect::Any }, 0, None);
         assert!(check(&[base.clone(), gone.clone(), get(4, 5, Some((1, 5))), get(6, 7, None)]));
         assert!(!check(&[base, gone, get(4, 5, None), get(6, 7, Some((1, 5)))]));
+    }
+
+    #[test]
+    fn what_the_judge_cannot_find_out_within_its_budget_is_undecided() {
+        // Any order of these writes explains any of them, and none explains the read.
+        let mut ops: Vec<Op> = (1..=16).map(|n| put(n, 0, Expect::Any, 40, None)).collect();
+        for (n, op) in ops.iter_mut().enumerate() {
+            let value = vec![u8::try_from(n).expect("few")];
+            op.call = KeyOp::Put { key: "k".into(), value, expect: Expect::Any, ephemeral: false };
+        }
+        ops.push(op(41, KeyOp::Delete { key: "k".into(), expect: Expect::Any }, 42, done(3)));
+        ops.push(get(43, 44, Some((99, 9))));
+        assert_eq!(super::check(&ops, 1 << 20), Verdict::Undecided);
+        assert_eq!(super::check(&ops[16..], 1 << 20), Verdict::Not);
+        ops.pop();
+        assert_eq!(super::check(&ops, 1 << 20), Verdict::Linearizable);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use csnap_proto::Term;
 use todc_utils::Specification;
 
-use super::{End, Record, Session, SessionNumber, Span, is_linearizable};
+use super::{End, Record, Session, SessionNumber, Span, Verdict, judge};
 
 /// What a client asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,8 @@ impl Specification for Lock {
 pub(super) fn check(
     records: &[Record<LockCall, LockAnswer>],
     sessions: &BTreeMap<SessionNumber, Session>,
-) -> bool {
+    budget: u64,
+) -> Verdict {
     let calls = |unknown: bool| {
         let wanted = records.iter().filter(move |record| unknown || record.answer.is_some());
         wanted.map(|record| {
@@ -125,8 +126,10 @@ pub(super) fn check(
         })
     };
     // That what nobody saw never happened is one way to explain it, and nearly always one.
-    is_linearizable::<Lock>(calls(false).chain(ends()).collect())
-        || is_linearizable::<Lock>(calls(true).chain(ends()).collect())
+    match judge::<Lock>(calls(false).chain(ends()).collect(), budget) {
+        Verdict::Linearizable => Verdict::Linearizable,
+        _ => judge::<Lock>(calls(true).chain(ends()).collect(), budget),
+    }
 }
 
 /// After this its session may have the lock.
@@ -137,9 +140,14 @@ fn may_hold(record: &&Record<LockCall, LockAnswer>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::BUDGET;
     use super::*;
 
     type Op = Record<LockCall, LockAnswer>;
+
+    fn check(records: &[Op], sessions: &BTreeMap<SessionNumber, Session>) -> bool {
+        super::check(records, sessions, BUDGET) == Verdict::Linearizable
+    }
 
     fn op(session: u32, called: u64, call: LockCall, answer: Option<(u64, LockAnswer)>) -> Op {
         Record { session: SessionNumber(session), called, call, answer }

@@ -6,15 +6,19 @@
 //! every lock is checked by itself.
 //!
 //! An operation that was not answered is unknown: it may have happened at any later time, or never, which is the same as
-//! at the very end. A session that ended is an operation too: somewhere between its last sign of life and the moment when its
+//! at the very end. The judge may need longer than anybody waits: what it has not found out within a bound is undecided, which is
+//! counted and is no verdict. A session that ended is an operation too: somewhere between its last sign of life and the moment when its
 //! owner was told, everything that it held was released.
 
 pub mod client;
 mod key;
 mod lock;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use csnap_proto::message::lock::{KeyOp, KeyReply};
 use todc_utils::{Action, History, Specification, WGLChecker};
@@ -65,6 +69,21 @@ enum Object {
 /// Operations that are shown of a history that is not linearizable.
 const AROUND: usize = 12;
 
+/// What the judge may spend on one history: it spends [`STEP`] where it tries an operation in a place, and as much as there are
+/// operations where it fits there and is remembered. So it is about the bytes that it keeps, and some ten seconds. A history of
+/// five clients takes less than a thousandth.
+const BUDGET: u64 = 1 << 30;
+const STEP: u64 = 64;
+
+/// What the judge says of a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Linearizable,
+    Not,
+    /// It would have taken more than the budget.
+    Undecided,
+}
+
 /// What was checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
@@ -74,6 +93,10 @@ pub struct Checked {
     pub operations: u64,
     /// Of which nobody knows whether they happened.
     pub unknown: u64,
+    /// Histories that the judge did not come to the end of.
+    pub undecided: u64,
+    /// The most that was spent on one history, in millionths of what may be.
+    pub spent_ppm: u64,
 }
 
 impl Checked {
@@ -82,6 +105,8 @@ impl Checked {
         self.histories += other.histories;
         self.operations += other.operations;
         self.unknown += other.unknown;
+        self.undecided += other.undecided;
+        self.spent_ppm = self.spent_ppm.max(other.spent_ppm);
     }
 }
 
@@ -166,18 +191,21 @@ impl Recorder {
     pub fn check(&self) -> Result<Checked, String> {
         let mut checked = Checked::default();
         for (key, records) in &self.keys {
-            checked.add(count(records));
-            let holds = |records: &[Record<KeyOp, KeyReply>]| key::check(records);
-            if !holds(records) {
-                return Err(format!("key {key}: {}", first_wrong(records, holds)));
+            let judge = |records: &[Record<KeyOp, KeyReply>]| key::check(records, BUDGET);
+            let verdict = judge(records);
+            if verdict == Verdict::Not {
+                return Err(format!("key {key}: {}", first_wrong(records, judge)));
             }
+            checked.add(count(records, verdict));
         }
         for (resource, records) in &self.locks {
-            checked.add(count(records));
-            let holds = |records: &[Record<LockCall, LockAnswer>]| lock::check(records, &self.sessions);
-            if !holds(records) {
-                return Err(format!("lock {resource}: {}", first_wrong(records, holds)));
+            let judge =
+                |records: &[Record<LockCall, LockAnswer>]| lock::check(records, &self.sessions, BUDGET);
+            let verdict = judge(records);
+            if verdict == Verdict::Not {
+                return Err(format!("lock {resource}: {}", first_wrong(records, judge)));
             }
+            checked.add(count(records, verdict));
         }
         Ok(checked)
     }
@@ -198,9 +226,50 @@ impl Recorder {
     }
 }
 
-fn count<C, A>(records: &[Record<C, A>]) -> Checked {
+/// Right after it was judged.
+fn count<C, A>(records: &[Record<C, A>], verdict: Verdict) -> Checked {
     let unknown = records.iter().filter(|record| record.answer.is_none()).count() as u64;
-    Checked { histories: 1, operations: records.len() as u64, unknown }
+    let undecided = u64::from(verdict == Verdict::Undecided);
+    let spent_ppm = (BUDGET - PURSE.get().left) / (BUDGET / 1_000_000);
+    Checked { histories: 1, operations: records.len() as u64, unknown, undecided, spent_ppm }
+}
+
+/// What the judge has left for the history before it.
+#[derive(Clone, Copy, Debug)]
+struct Purse {
+    left: u64,
+    /// For an operation that fits where it was tried.
+    fits: u64,
+}
+
+thread_local! {
+    static PURSE: Cell<Purse> = const { Cell::new(Purse { left: BUDGET, fits: 0 }) };
+}
+
+/// The judge stops.
+struct Spent;
+
+/// A specification that stops the judge, who knows no bound of his own, when the budget is spent.
+struct Bounded<S>(PhantomData<S>);
+
+impl<S: Specification> Specification for Bounded<S> {
+    type State = S::State;
+    type Operation = S::Operation;
+
+    fn init() -> S::State {
+        S::init()
+    }
+
+    fn apply(operation: &S::Operation, state: &S::State) -> (bool, S::State) {
+        let (valid, after) = S::apply(operation, state);
+        let Purse { left, fits } = PURSE.get();
+        let Some(left) = left.checked_sub(if valid { STEP + fits } else { STEP }) else {
+            // Not a panic: nobody is told.
+            resume_unwind(Box::new(Spent))
+        };
+        PURSE.set(Purse { left, fits });
+        (valid, after)
+    }
 }
 
 /// An operation as the checker takes it: between which moments, and what it was.
@@ -211,9 +280,10 @@ struct Span<O> {
 }
 
 /// Asks the checker. Each operation is a process of its own; those without an end end last.
-fn is_linearizable<S: Specification>(spans: Vec<Span<S::Operation>>) -> bool {
+fn judge<S: Specification>(spans: Vec<Span<S::Operation>>, budget: u64) -> Verdict {
+    PURSE.set(Purse { left: budget, fits: spans.len() as u64 });
     if spans.is_empty() {
-        return true;
+        return Verdict::Linearizable;
     }
     let mut actions = Vec::with_capacity(2 * spans.len());
     for (process, Span { called, answered, op }) in spans.into_iter().enumerate() {
@@ -222,13 +292,20 @@ fn is_linearizable<S: Specification>(spans: Vec<Span<S::Operation>>) -> bool {
     }
     actions.sort_by_key(|(at, process, _)| (*at, *process));
     let actions = actions.into_iter().map(|(_, process, action)| (process, action)).collect();
-    WGLChecker::<S>::is_linearizable(History::from_actions(actions))
+    let history = History::from_actions(actions);
+    match catch_unwind(AssertUnwindSafe(|| WGLChecker::<Bounded<S>>::is_linearizable(history))) {
+        Ok(true) => Verdict::Linearizable,
+        Ok(false) => Verdict::Not,
+        Err(stopped) if stopped.is::<Spent>() => Verdict::Undecided,
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
-/// Every beginning of a linearizable history is linearizable: the shortest one that is not ends with the answer to look at.
+/// Every beginning of a linearizable history is linearizable: the shortest one that is not ends with the answer to look at. One
+/// that is undecided is not looked at.
 fn first_wrong<C: Clone + Debug, A: Clone + Debug>(
     records: &[Record<C, A>],
-    holds: impl Fn(&[Record<C, A>]) -> bool,
+    judge: impl Fn(&[Record<C, A>]) -> Verdict,
 ) -> String {
     let mut ends: Vec<Moment> = records.iter().filter_map(|r| r.answer.as_ref()).map(|(at, _)| *at).collect();
     ends.sort_unstable();
@@ -236,7 +313,7 @@ fn first_wrong<C: Clone + Debug, A: Clone + Debug>(
         let begun = records.iter().filter(|record| record.called < end).cloned();
         begun.map(|r| Record { answer: r.answer.clone().filter(|(at, _)| *at <= end), ..r }).collect()
     };
-    let wrong = ends.partition_point(|end| holds(&until(*end)));
+    let wrong = ends.partition_point(|end| judge(&until(*end)) != Verdict::Not);
     let Some(end) = ends.get(wrong) else { return "not linearizable".to_owned() };
     let mut text = format!("not linearizable; the first {wrong} of {} answers are. Around it:", ends.len());
     let begun = &records[..records.partition_point(|record| record.called < *end)];

@@ -1,4 +1,7 @@
 //! A lock manager's process: its core with its replica, and its log on a disk of its own. Alone, or one of a group.
+//!
+//! As in the daemon, what comes while it is busy is taken in together and settled together: how long that takes is drawn. What
+//! its disk says, and its deadlines, are a turn of their own, after what was being gathered is settled.
 
 use csnap_lockd::core::ConnectionId;
 use csnap_lockd::replica::{
@@ -8,7 +11,7 @@ use csnap_lockd::replicated::{Input, Output, Replicated};
 use csnap_lockd::store::{LOG_BYTES_MIN, StoreError, StoreOptions};
 use csnap_proto::message::lock::ToLockd;
 use csnap_proto::{Caller, Name, Time};
-use csnap_storage::sim::SimStorage;
+use csnap_storage::sim::{Rng, SimStorage};
 
 use crate::net::NetConn;
 use crate::sim::{Ask, Event, HostId, ProcId, Sim, frames, lockd_address};
@@ -16,6 +19,14 @@ use crate::tasks::Tasks;
 
 /// A store that another lockd has (one that was just killed) is tried again after this, microseconds.
 const AGAIN: u64 = 20_000;
+
+/// What is gathered is settled after this at the latest, microseconds: the daemon settles when nothing more waits in its
+/// sockets, or it has 256 events.
+const GATHERS_FOR: u64 = 2_000;
+
+/// Timers: to open the disk again, and to settle.
+const OPEN: u64 = 0;
+const SETTLE: u64 = 1;
 
 type Log = ReplicaLog<SimStorage>;
 
@@ -36,13 +47,33 @@ pub struct LockdProc {
     waiting: Vec<Write>,
     /// A new base was asked for, and waits among the others.
     based: bool,
+    /// When what it gathers is settled.
+    rng: Rng,
+    /// Something was taken in and is not settled.
+    gathers: bool,
+    /// Requests among it that are to be written.
+    gathered: usize,
 }
 
 impl LockdProc {
     pub(super) fn start(sim: &mut Sim, id: ProcId, host: HostId) -> Self {
         let tasks = Tasks::new(id, sim.ready.clone());
         let seat = sim.plan.lockds.iter().position(|its| *its == host).expect("lockds have their hosts");
-        Self { id, host, seat, tasks, core: None, log: None, waiting: Vec::new(), based: false }
+        // Of its own, so that what is drawn for it changes nothing else.
+        let rng = Rng::new(sim.plan.seed ^ 0x6761_7468_6572 ^ u64::from(id.0) << 48);
+        Self {
+            id,
+            host,
+            seat,
+            tasks,
+            core: None,
+            log: None,
+            waiting: Vec::new(),
+            based: false,
+            rng,
+            gathers: false,
+            gathered: 0,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -55,6 +86,12 @@ impl LockdProc {
         self.core.as_ref().map_or(0, |core| core.lockd().in_flight())
     }
 
+    /// Requests that were taken in, to be written, and are not settled.
+    #[must_use]
+    pub fn gathered(&self) -> usize {
+        self.gathered
+    }
+
     /// Its replica, once its disk was opened.
     #[must_use]
     pub fn replica(&self) -> Option<&Replica> {
@@ -63,26 +100,32 @@ impl LockdProc {
 
     pub(super) fn on_event(&mut self, sim: &mut Sim, event: Event) {
         match event {
-            Event::Start | Event::Timer(_) => self.open(sim),
-            Event::Tick => self.step(sim, Input::Tick),
-            Event::Accepted(conn) => self.step(sim, Input::Opened(ConnectionId(conn.0), Caller::local())),
-            Event::Closed { conn } => self.step(sim, Input::Closed(ConnectionId(conn.0))),
+            Event::Start | Event::Timer(OPEN) => self.open(sim),
+            Event::Timer(_) => self.settle(sim),
+            Event::Tick => {
+                self.settle(sim);
+                self.step(sim, Input::Tick);
+            }
+            Event::Accepted(conn) => {
+                self.gather(sim, [Input::Opened(ConnectionId(conn.0), Caller::local())]);
+            }
+            Event::Closed { conn } => self.gather(sim, [Input::Closed(ConnectionId(conn.0))]),
             Event::Received { conn, payload } => {
-                for frame in frames::<ToLockd>(&payload.bytes) {
-                    self.step(sim, Input::Received(ConnectionId(conn.0), frame));
-                }
+                let frames = frames::<ToLockd>(&payload.bytes).into_iter();
+                self.gather(sim, frames.map(|frame| Input::Received(ConnectionId(conn.0), frame)));
             }
             Event::Task(task) => {
+                self.settle(sim);
                 if let Some(ended) = self.tasks.poll(task) {
                     self.on_ended(sim, ended);
                 }
             }
             Event::Said(bytes) => match PeerMessage::decode(&bytes) {
-                Ok(message) => self.step(sim, Input::Peer(message)),
+                Ok(message) => self.gather(sim, [Input::Peer(message)]),
                 Err(what) => sim.violation(format!("a lockd said what none says: {what}")),
             },
-            Event::Ask(Ask::Transfer(to)) => self.step(sim, Input::Transfer(to)),
-            Event::Ask(Ask::Change(change)) => self.step(sim, Input::Change(change)),
+            Event::Ask(Ask::Transfer(to)) => self.gather(sim, [Input::Transfer(to)]),
+            Event::Ask(Ask::Change(change)) => self.gather(sim, [Input::Change(change)]),
             Event::Connected { .. } | Event::Ended(_) | Event::Ask(_) => {}
         }
     }
@@ -105,7 +148,7 @@ impl LockdProc {
     fn on_ended(&mut self, sim: &mut Sim, ended: Ended) {
         match ended {
             Ended::Opened(Ok((log, saved))) => self.begin(sim, log, saved),
-            Ended::Opened(Err(StoreError::Busy)) => sim.tell(AGAIN, self.id, Event::Timer(0)),
+            Ended::Opened(Err(StoreError::Busy)) => sim.tell(AGAIN, self.id, Event::Timer(OPEN)),
             Ended::Wrote { log, result: Ok(Wrote { number, .. }) } => {
                 self.log = Some(log);
                 match number {
@@ -150,12 +193,65 @@ impl LockdProc {
         sim.exit(self.id, error.to_owned());
     }
 
+    /// Takes in what came, and settles it at once, or with what else comes at this instant, or in the next moment.
+    fn gather(&mut self, sim: &mut Sim, inputs: impl IntoIterator<Item = Input>) {
+        if self.core.is_none() {
+            return;
+        }
+        for input in inputs {
+            self.take_in(sim, input);
+        }
+        if std::mem::replace(&mut self.gathers, true) {
+            return;
+        }
+        match self.rng.below(4) {
+            0 | 1 => return self.settle(sim),
+            2 => sim.tell(0, self.id, Event::Timer(SETTLE)),
+            _ => sim.tell(1 + self.rng.below(GATHERS_FOR), self.id, Event::Timer(SETTLE)),
+        }
+        if self.gathered > 0 && std::mem::take(&mut sim.kill_gathering) {
+            sim.kill(self.id);
+        }
+    }
+
+    fn take_in(&mut self, sim: &mut Sim, input: Input) {
+        let Some(core) = &mut self.core else { return };
+        let is_request = matches!(input, Input::Received(..));
+        let (before, mut out) = (core.lockd().in_flight(), Vec::new());
+        if let Err(error) = core.take_in(sim.clock(self.host), input, &mut out) {
+            return self.fail(sim, &error.to_string(), true);
+        }
+        self.gathered += usize::from(is_request && core.lockd().in_flight() > before);
+        self.carry_out(sim, out);
+    }
+
+    fn settle(&mut self, sim: &mut Sim) {
+        let Some(core) = self.core.as_mut().filter(|_| std::mem::take(&mut self.gathers)) else { return };
+        let mut out = Vec::new();
+        if let Err(error) = core.settle(sim.clock(self.host), &mut out) {
+            return self.fail(sim, &error.to_string(), true);
+        }
+        let requests = std::mem::take(&mut self.gathered);
+        sim.tally.did("times that a lockd gathered and settled", 1);
+        if requests > 1 && holds_all(&out, requests) {
+            sim.tally.reached("several requests became one write");
+            sim.tally.did("requests that shared a write", requests as u64);
+        }
+        self.carry_out(sim, out);
+        self.write(sim);
+    }
+
     fn step(&mut self, sim: &mut Sim, input: Input) {
         let Some(core) = &mut self.core else { return };
         let mut out = Vec::new();
         if let Err(error) = core.step(sim.clock(self.host), input, &mut out) {
             return self.fail(sim, &error.to_string(), true);
         }
+        self.carry_out(sim, out);
+        self.write(sim);
+    }
+
+    fn carry_out(&mut self, sim: &mut Sim, out: Vec<Output>) {
         for output in out {
             match output {
                 Output::Write(write) => self.waiting.push(write),
@@ -167,6 +263,7 @@ impl LockdProc {
                 }
                 Output::Leads { term } => self.leads(sim, term),
                 Output::Denied(_, denied) => sim.violation(denied.to_string()),
+                Output::Overslept(_) => sim.tally.reached("a lockd came late and began every lease anew"),
                 _ if self.is_alone(sim) => {
                     sim.violation("a lockd alone has no others to deal with".to_owned());
                 }
@@ -179,7 +276,6 @@ impl LockdProc {
                 }
             }
         }
-        self.write(sim);
     }
 
     fn leads(&mut self, sim: &mut Sim, term: u64) {
@@ -206,4 +302,15 @@ impl LockdProc {
             Ended::Wrote { log, result }
         });
     }
+}
+
+/// Whether one write has so many commands, and there is no other.
+fn holds_all(out: &[Output], commands: usize) -> bool {
+    let mut writes = out.iter().filter_map(|output| match output {
+        Output::Write(write) => Some(write),
+        _ => None,
+    });
+    // Before them stands what the replica promised.
+    let one = matches!(writes.next(), Some(Write::Append { items, .. }) if items.len() > commands);
+    one && writes.next().is_none()
 }

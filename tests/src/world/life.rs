@@ -41,6 +41,9 @@ impl World {
             Some(Process::Exporter(exporter)) => exporter.on_killed(sim),
             Some(Process::Lockd(lockd)) if lockd.in_flight() > 0 => {
                 sim.tally.reached("lockd was killed with commands in flight");
+                if lockd.gathered() > 0 {
+                    sim.tally.reached("lockd was killed with requests gathered and not settled");
+                }
             }
             Some(Process::Contender(contender)) => contender.on_killed(sim),
             Some(Process::Server(server)) if server.is_taking_over() => {

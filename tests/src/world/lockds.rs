@@ -274,7 +274,8 @@ impl World {
     pub(super) fn check_history(&mut self) {
         let verdict = self.sim.history.check();
         if let Some(checked) = self.sim.judge(verdict) {
-            self.sim.tally.did("histories found linearizable", checked.histories);
+            self.sim.tally.did("histories found linearizable", checked.histories - checked.undecided);
+            self.sim.tally.did("histories undecided", checked.undecided);
             self.sim.tally.did("operations in them", checked.operations);
             self.sim.tally.did("operations of unknown outcome", checked.unknown);
         }

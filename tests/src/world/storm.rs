@@ -137,11 +137,18 @@ impl World {
         true
     }
 
-    /// At once, or with its next command half-way to its log.
+    /// At once, or with its next command half-way to its log, or with requests that it has gathered and not settled.
     fn kill_lockd(&mut self) -> bool {
-        if self.sim.rng.chance(0.5) {
-            self.lockd_trap = true;
-            return true;
+        match self.sim.rng.below(4) {
+            0 => {
+                self.lockd_trap = true;
+                return true;
+            }
+            1 => {
+                self.sim.kill_gathering = true;
+                return true;
+            }
+            _ => {}
         }
         let Some(proc) = self.any_lockd() else { return false };
         self.kill(proc, false);
@@ -417,6 +424,7 @@ impl World {
     pub(super) fn calm_down(&mut self) {
         self.calm = true;
         (self.trap, self.lockd_trap, self.power_trap) = (None, false, false);
+        self.sim.kill_gathering = false;
         let paused: Vec<ProcId> = self.sim.paused.iter().copied().collect();
         self.undo(Undo::Thaw(paused));
         for host in 0..self.sim.plan.hosts {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use csnap_lockd::client::{ClientConfig, Identity, LockClient, Lockds as Reached};
-use csnap_proto::{Name, Secret, SessionId};
+use csnap_proto::{EventNumber, Name, Secret, SessionId};
 use csnap_storage::sim::Rng;
 use csnap_transport::{Address, Tls, TlsConfig};
 
@@ -178,8 +178,16 @@ pub(crate) fn new_client(rng: &mut Rng, lease_ms: u64) -> LockClient {
         bytes
     };
     let identity = Identity { session: SessionId(draw()), secret: Secret(draw()) };
-    let config = ClientConfig { node: Name::new(CLIENT).expect("a name"), lease_ms, renew_ms: lease_ms / 4 };
-    LockClient::new(config, identity, Vec::new())
+    LockClient::new(client_config(lease_ms), identity, Vec::new())
+}
+
+/// One that goes on in a session that another one began.
+pub(crate) fn same_client(identity: Identity, lease_ms: u64) -> LockClient {
+    LockClient::resume(client_config(lease_ms), identity, EventNumber(0))
+}
+
+fn client_config(lease_ms: u64) -> ClientConfig {
+    ClientConfig { node: Name::new(CLIENT).expect("a name"), lease_ms, renew_ms: lease_ms / 4 }
 }
 
 /// A runtime for one thread of clients.

@@ -268,6 +268,7 @@ impl World {
                     LockdOutput::Send(id, frame) => self.hear_lockd(id, frame),
                     LockdOutput::Close(id, _) => self.close_by_lockd(id),
                     LockdOutput::Denied(_, denied) => panic!("{denied}"),
+                    LockdOutput::Overslept(_) => {}
                 }
             }
             if appended > 0 {

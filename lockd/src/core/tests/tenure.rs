@@ -152,6 +152,7 @@ impl Pair {
                     self.send(Delivery::Peer(0, ClientInput::Disconnected { attempt }));
                 }
                 Output::Denied(_, denied) => panic!("{denied}"),
+                Output::Overslept(_) => {}
             }
             out.extend(more);
         }
