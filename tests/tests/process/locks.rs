@@ -4,6 +4,7 @@ mod keys;
 mod owners;
 mod places;
 mod run;
+mod tls;
 mod watches;
 
 use std::io::{BufRead as _, BufReader};
