@@ -27,7 +27,7 @@ use self::operator::{Begun, Desk, Next, Operator, Situation};
 use crate::canary::{self, Canary};
 use crate::core::canary as table_canary;
 use crate::core::permission::Denied;
-use crate::core::spaces::mover::{self, CallId, Mover};
+use crate::core::spaces::mover::{self, CallId, Lost, Mover};
 use crate::core::spaces::{Command, Spaces};
 use crate::core::{self, ConnectionId, Leader, Lockd, Overslept};
 use crate::replica::{self, Change, Members, PeerMessage, Replica, ReplicaConfig, ReplicaId, Saved, Write};
@@ -63,7 +63,7 @@ pub enum Input {
     /// A connection to another group is there.
     Called(CallId),
     /// It could not be made, or broke.
-    Lost(CallId),
+    Lost(CallId, Lost),
     /// The other group said something.
     Heard(CallId, Frame<FromLockd>),
 }
@@ -240,7 +240,7 @@ impl Replicated {
             Input::Transfer(to) => Work::Replica(replica::Input::Transfer(to)),
             Input::Change(change) => Work::Replica(replica::Input::Change(change)),
             Input::Called(call) => Work::Mover(mover::Input::Reached(call)),
-            Input::Lost(call) => Work::Mover(mover::Input::Lost(call)),
+            Input::Lost(call, lost) => Work::Mover(mover::Input::Lost(call, lost)),
             Input::Heard(call, frame) => Work::Mover(mover::Input::Heard(call, frame)),
         };
         self.run(now, first, out)?;

@@ -7,6 +7,7 @@
 //! - [`Address`]: where somebody listens;
 //! - [`TlsConfig`]: the `[tls]` of a configuration file, and where it is required;
 //! - [`Strangers`]: who may be half-way in, pure;
+//! - [`Unreached`]: why there is nobody, and whether to try again is of use;
 //! - `Stream`, `Tls`, `unix` (feature `shell`): the streams;
 //! - `issue` (feature `issue`): makes certificates.
 //!
@@ -30,6 +31,7 @@ mod stream;
 mod tls;
 #[cfg(feature = "shell")]
 pub mod unix;
+mod unreached;
 
 pub use address::{Address, AddressError, SOCKET_PATH_BYTES_MAX};
 pub use config::{TlsConfig, check_listen};
@@ -40,3 +42,4 @@ pub use strangers::{HANDSHAKES_MAX, Source, Strangers, Ticket};
 pub use stream::{ReadHalf, Stream, WriteHalf};
 #[cfg(feature = "shell")]
 pub use tls::{HANDSHAKE_BYTES_MAX, Tls, is_tls};
+pub use unreached::Unreached;

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use super::metered::Metered;
 use super::stream::Encrypted;
-use super::{Stream, TlsConfig, explain, pem};
+use super::{Stream, TlsConfig, Unreached, explain, pem};
 
 /// Most that is read of a peer before it has proved who it is, bytes: a chain of certificates and room. rustls bounds
 /// single messages; this bounds all of them.
@@ -136,13 +136,12 @@ impl Tls {
     ///
     /// # Errors
     /// One line that says why not.
-    pub async fn connect(&self, stream: TcpStream) -> Result<(Stream, Caller), String> {
+    pub async fn connect(&self, stream: TcpStream) -> Result<(Stream, Caller), Unreached> {
         let loaded = self.current();
-        let ip = stream.peer_addr().map_err(|error| error.to_string())?.ip();
+        let ip = stream.peer_addr()?.ip();
         let stream = Metered::new(stream, HANDSHAKE_BYTES_MAX);
         let connecting = TlsConnector::from(loaded.client).connect(ServerName::IpAddress(ip.into()), stream);
-        let stream = connecting.await.map_err(|error| explain(&error))?;
-        admit(stream.into(), &loaded.own)
+        admit(connecting.await?.into(), &loaded.own).map_err(Unreached::Refused)
     }
 
     /// By the files as they are, or the last good ones.

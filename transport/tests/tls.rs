@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use csnap_proto::{Caller, Name, Principal, Role};
 use csnap_transport::issue::{Authority, Issued, Validity, make_authority};
-use csnap_transport::{Stream, Tls, TlsConfig, is_tls};
+use csnap_transport::{Stream, Tls, TlsConfig, Unreached, is_tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -231,5 +231,6 @@ async fn one_without_tls_is_told_and_told_apart() {
         node.connect(stream).await.expect_err("refused")
     };
     let (first, error) = tokio::join!(serve, ask);
+    let Unreached::Refused(error) = error else { panic!("to try again is of no use: {error}") };
     assert!(is_tls(&first) && error.contains("does not speak TLS"), "{error}");
 }

@@ -5,13 +5,15 @@ use std::ffi::OsString;
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::lock::{Lease, parse_key, parse_prefix};
-use crate::lockds::At;
+use crate::lockds::{At, In};
 
 #[derive(Debug, Args)]
-#[command(mut_arg("lockd", |arg| arg.global(true)))]
+#[command(mut_arg("lockd", |arg| arg.global(true)), mut_arg("space", |arg| arg.global(true)))]
 pub(crate) struct Kv {
     #[command(flatten)]
     pub(crate) at: At,
+    #[command(flatten)]
+    pub(crate) space: In,
     #[command(subcommand)]
     pub(crate) action: KvAction,
 }

@@ -8,16 +8,18 @@ use clap::{ArgGroup, Args, Subcommand};
 use csnap_proto::limits::{KEY_BYTES_MAX, LEASE_MS_MAX, LOCK_NAME_BYTES_MAX};
 use csnap_proto::message::lock::Mode;
 
-use crate::lockds::At;
+use crate::lockds::{At, In};
 
 /// Shortest lease that a command may ask for, milliseconds: below, a busy machine's scheduling alone would end it.
 const LEASE_MS_LEAST: u64 = 500;
 
 #[derive(Debug, Args)]
-#[command(mut_arg("lockd", |arg| arg.global(true)))]
+#[command(mut_arg("lockd", |arg| arg.global(true)), mut_arg("space", |arg| arg.global(true)))]
 pub(crate) struct Lock {
     #[command(flatten)]
     pub(crate) at: At,
+    #[command(flatten)]
+    pub(crate) space: In,
     #[command(subcommand)]
     pub(crate) action: LockAction,
 }
@@ -239,6 +241,10 @@ mod tests {
             "csnap lock run --lockd 127.0.0.1:1,127.0.0.1:2 n --no-wait -- true",
             "csnap lock --lockd 127.0.0.1:1 list",
             "csnap lock list --orphans --lockd 127.0.0.1:1 --json",
+            "csnap lock list --lockd unix:/run/csnap/lockd.sock,127.0.0.1:1",
+            "csnap lock run n --space work -- true",
+            "csnap lock --space work acquire n --owner f",
+            "csnap kv get k --space work",
             "csnap lock acquire n --owner f",
             "csnap lock convert n --owner f --mode CR --value -x",
             "csnap lock convert n --owner f --value-file -",

@@ -1,11 +1,11 @@
 //! `csnap lockd`: the daemon with `--config`, an operator's commands without.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use csnap_proto::Name;
 use csnap_proto::message::lock::ReplicaNumber;
+use csnap_transport::Address;
 
 use super::Daemon;
 use crate::lockds::At;
@@ -78,7 +78,7 @@ pub(crate) enum LockdAction {
 /// A lockd as an operator names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Whom {
-    Address(SocketAddr),
+    Address(Address),
     Replica(ReplicaNumber),
     Node(Name),
 }

@@ -1,10 +1,11 @@
 //! `csnap lockd show | add | remove | move`: the group of lockds.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use csnap_lockd::client::Lockds;
 use csnap_proto::message::lock::{GroupRequest, ReplicaNumber, ReplicaView};
+use csnap_transport::Address;
 use serde_json::{Value, json};
 
 use crate::args::{LockdAction, Whom};
@@ -16,63 +17,62 @@ pub(crate) async fn run(dir: &Path, json: bool, action: LockdAction) -> anyhow::
     | LockdAction::Add { at, .. }
     | LockdAction::Remove { at, .. }
     | LockdAction::Move { at, .. }) = &action;
-    let addresses = lockds::addresses(dir, at.lockd.as_deref())?;
+    let lockds = lockds::find(dir, at)?;
     let done = match action {
-        LockdAction::Show { .. } => return show(&addresses, json).await,
-        LockdAction::Add { new, .. } => add(&addresses, &new).await?,
+        LockdAction::Show { .. } => return show(&lockds, json).await,
+        LockdAction::Add { new, .. } => add(&lockds, &new).await?,
         LockdAction::Remove { replica, .. } => {
-            let replica = find(&group::gather(&addresses).await, &replica, "remove")?;
-            group::request(&addresses, GroupRequest::Remove { replica }).await?
+            let replica = find(&lockds, &replica, "remove").await?;
+            group::request(&lockds, GroupRequest::Remove { replica }).await?
         }
         LockdAction::Move { replica, .. } => {
-            let to = find(&group::gather(&addresses).await, &replica, "move")?;
-            group::request(&addresses, GroupRequest::Move { to }).await?
+            let to = find(&lockds, &replica, "move").await?;
+            group::request(&lockds, GroupRequest::Move { to }).await?
         }
     };
     if json { output::json(&json!({ "done": done })) } else { output::print(&format!("{done}\n")) }
 }
 
-async fn show(addresses: &[SocketAddr], json: bool) -> anyhow::Result<()> {
-    let gathered = group::gather(addresses).await;
-    if gathered.is_empty() {
-        bail!("no lockd answers at {}; see that they run", list(addresses));
-    }
+async fn show(lockds: &Lockds, json: bool) -> anyhow::Result<()> {
+    let gathered = group::gather(lockds).await;
+    gathered.check(lockds)?;
     if json { output::json(&as_json(&gathered)) } else { output::print(&as_text(&gathered)) }
 }
 
 /// The new one says itself who it is.
-async fn add(addresses: &[SocketAddr], new: &Whom) -> anyhow::Result<String> {
+async fn add(lockds: &Lockds, new: &Whom) -> anyhow::Result<String> {
     let address = match new {
-        Whom::Address(address) => *address,
-        Whom::Replica(_) | Whom::Node(_) => find_new(&group::gather(addresses).await, new)?,
+        Whom::Address(address) => address.clone(),
+        Whom::Replica(_) | Whom::Node(_) => find_new(&group::gather(lockds).await, new)?,
     };
-    let view = group::show(address).await.with_context(|| format!("{new} must run to be added"))?;
+    let view = group::show(lockds, &address).await.with_context(|| format!("{new} must run to be added"))?;
     let own = view.replicas.iter().find(|one| one.replica == view.own);
     let own = own.with_context(|| format!("lockd at {address} does not say who it is"))?;
     let node = own.node.clone().with_context(|| format!("lockd at {address} does not say its node"))?;
     let peer = own.peer.with_context(|| {
         format!("lockd of {node} has no `peer_listen`, so the others cannot reach it: set it, and `peers`, and start it again")
     })?;
-    let known: Vec<_> = addresses.iter().copied().filter(|known| *known != address).collect();
-    let known = if known.is_empty() { addresses.to_vec() } else { known };
-    group::request(&known, GroupRequest::Add { replica: own.replica, node, address: peer }).await
+    let others: Vec<_> = lockds.addresses().iter().filter(|known| **known != address).cloned().collect();
+    let others = if others.is_empty() { lockds.clone() } else { lockds::over(others)? };
+    group::request(&others, GroupRequest::Add { replica: own.replica, node, address: peer }).await
 }
 
 /// Among those that answer: one that is no member before one that is.
-fn find_new(gathered: &Gathered, new: &Whom) -> anyhow::Result<SocketAddr> {
+fn find_new(gathered: &Gathered, new: &Whom) -> anyhow::Result<Address> {
     let found = gathered.find(|own| is(own, new));
     let apart = found.iter().find(|(_, view)| !gathered.is_member(view.own));
-    let found = apart.or(found.first()).map(|(address, _)| *address);
+    let found = apart.or(found.first()).map(|(address, _)| (*address).clone());
     found.with_context(|| {
-        format!("no lockd of {new} answers: start it, or say where it listens for clients (IP:PORT)")
+        format!(
+            "no lockd of {new} answers: start it, or say where it listens for clients (IP:PORT or unix:/PATH)"
+        )
     })
 }
 
 /// The member that is meant.
-fn find(gathered: &Gathered, whom: &Whom, what: &str) -> anyhow::Result<ReplicaNumber> {
-    if gathered.is_empty() {
-        bail!("no lockd answers; see that they run");
-    }
+async fn find(lockds: &Lockds, whom: &Whom, what: &str) -> anyhow::Result<ReplicaNumber> {
+    let gathered = group::gather(lockds).await;
+    gathered.check(lockds)?;
     let replicas = gathered.replicas();
     let members = || replicas.iter().filter(|one| gathered.is_member(one.replica));
     let found: Vec<_> = members().filter(|one| is(one, whom)).collect();
@@ -97,7 +97,8 @@ fn find(gathered: &Gathered, whom: &Whom, what: &str) -> anyhow::Result<ReplicaN
 
 fn is(one: &ReplicaView, whom: &Whom) -> bool {
     match whom {
-        Whom::Address(address) => one.listens.contains(address) || one.peer == Some(*address),
+        Whom::Address(Address::Tcp(address)) => one.listens.contains(address) || one.peer == Some(*address),
+        Whom::Address(Address::Unix(_)) => false,
         Whom::Replica(number) => one.replica == *number,
         Whom::Node(node) => one.node.as_ref() == Some(node),
     }
@@ -105,10 +106,6 @@ fn is(one: &ReplicaView, whom: &Whom) -> bool {
 
 fn name(one: &ReplicaView) -> String {
     one.node.as_ref().map_or_else(|| one.replica.to_string(), ToString::to_string)
-}
-
-fn list(addresses: &[SocketAddr]) -> String {
-    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What a replica does, in a word.
@@ -164,7 +161,7 @@ fn as_text(gathered: &Gathered) -> String {
             if one.listens.is_empty() {
                 "-".into()
             } else {
-                one.listens.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ")
+                one.listens.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
             },
             one.peer.map_or("-".into(), |peer| peer.to_string()),
         ]

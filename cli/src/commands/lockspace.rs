@@ -1,4 +1,4 @@
-//! `csnap lockspace …`: asks the group of lockds that is found at `--at`, or else the one under `--dir`.
+//! `csnap lockspace …`: lockspaces of a group of lockds, and their move to another.
 //!
 //! A move is the source group's: this command starts it, watches it, and may be ended at any time.
 
@@ -7,33 +7,26 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::BytesMut;
 use clap::{Args, Subcommand};
-use csnap_proto::frame::{FrameDecoder, encode};
+use csnap_lockd::client::Lockds;
 use csnap_proto::limits::GROUP_ADDRESSES_MAX;
-use csnap_proto::message::lock::{FromLockd, SpaceReply, SpaceRequest, SpaceState, SpaceView, ToLockd, Way};
-use csnap_proto::{Frame, MigrationId, Name, RequestId, Term};
+use csnap_proto::message::lock::{SpaceReply, SpaceRequest, SpaceState, SpaceView, Way};
+use csnap_proto::{MigrationId, Name, Term};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::lockds::At;
 use crate::operator::draw;
-use crate::{lockds, output};
-
-/// One lockd: beyond, another one of its group is asked.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-
-/// A group without a leader elects one in a second.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{group, lockds, output};
 
 /// Between two looks at what becomes of something.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// What to do with lockspaces, and where.
 #[derive(Debug, Args)]
+#[command(mut_arg("lockd", |arg| arg.global(true).alias("at")))]
 pub(crate) struct Lockspaces {
-    /// Addresses of the group's lockds; without it the lockds under --dir.
-    #[arg(long, global = true, value_delimiter = ',', value_name = "ADDR[,ADDR…]")]
-    at: Vec<SocketAddr>,
+    #[command(flatten)]
+    at: At,
     #[command(subcommand)]
     action: Action,
 }
@@ -70,20 +63,20 @@ enum Action {
 }
 
 pub(crate) async fn run(dir: &Path, json: bool, command: Lockspaces) -> anyhow::Result<()> {
-    let at = if command.at.is_empty() { addresses_under(dir)? } else { command.at };
+    let lockds = &lockds::find(dir, &command.at)?;
     let done = |said: Value| if json { output::json(&said) } else { Ok(()) };
     match command.action {
         Action::List => {
-            let all = list(&at).await?;
+            let all = list(lockds).await?;
             if json { output::json(&all.iter().map(as_json).collect()) } else { output::print(&table(&all)) }
         }
         Action::Create { name } => {
-            ask_done(&at, SpaceRequest::Create { name: name.clone() }).await?;
+            ask_done(lockds, SpaceRequest::Create { name: name.clone() }).await?;
             done(json!({ "name": name }))
         }
-        Action::Migrate { name, to } => migrate(&at, json, name, to).await,
+        Action::Migrate { name, to } => migrate(lockds, json, name, to).await,
         Action::Abort { name } => {
-            ask_done(&at, SpaceRequest::Abort { name: name.clone() }).await?;
+            ask_done(lockds, SpaceRequest::Abort { name: name.clone() }).await?;
             done(json!({ "name": name }))
         }
         Action::Activate { name, source_is_lost } => {
@@ -92,18 +85,18 @@ pub(crate) async fn run(dir: &Path, json: bool, command: Lockspaces) -> anyhow::
                     "lockspace {name} stays as it is: if its source still runs, two groups would serve it; make sure that it is gone for good, then add --source-is-lost"
                 );
             }
-            let migration = came_by(&at, &name).await?;
-            ask_done(&at, SpaceRequest::Activate { name: name.clone(), migration }).await?;
+            let migration = came_by(lockds, &name).await?;
+            ask_done(lockds, SpaceRequest::Activate { name: name.clone(), migration }).await?;
             done(json!({ "name": name }))
         }
         Action::Discard { name, source_serves } => {
             if !source_serves {
                 bail!(
-                    "lockspace {name} stays as it is: if its source forwarded it, this is the only copy; see that its source serves it (csnap lockspace list --at SOURCE), then add --source-serves"
+                    "lockspace {name} stays as it is: if its source forwarded it, this is the only copy; see that its source serves it (csnap lockspace list --lockd SOURCE), then add --source-serves"
                 );
             }
-            let migration = came_by(&at, &name).await?;
-            ask_done(&at, SpaceRequest::Discard { name: name.clone(), migration }).await?;
+            let migration = came_by(lockds, &name).await?;
+            ask_done(lockds, SpaceRequest::Discard { name: name.clone(), migration }).await?;
             done(json!({ "name": name }))
         }
     }
@@ -111,12 +104,13 @@ pub(crate) async fn run(dir: &Path, json: bool, command: Lockspaces) -> anyhow::
 
 /// Starts the move, and watches it to its end.
 #[allow(clippy::disallowed_methods, reason = "a person is told how long it took")]
-async fn migrate(at: &[SocketAddr], json: bool, name: Name, to: Vec<SocketAddr>) -> anyhow::Result<()> {
+async fn migrate(lockds: &Lockds, json: bool, name: Name, to: Vec<SocketAddr>) -> anyhow::Result<()> {
     if to.len() > GROUP_ADDRESSES_MAX {
         bail!("--to has {} addresses; give at most {GROUP_ADDRESSES_MAX}", to.len());
     }
     // Before anybody is kept from their locks.
-    let there = list(&to).await.context("the destination")?;
+    let destination = lockds::over(to.iter().copied().map(Into::into).collect())?;
+    let there = list(&destination).await.context("the destination")?;
     if let Some(known) = there.iter().find(|space| space.name == name).filter(|space| !may_come(space)) {
         bail!(
             "the destination has a lockspace {name} ({}); move or discard that first, or use another group",
@@ -125,9 +119,9 @@ async fn migrate(at: &[SocketAddr], json: bool, name: Name, to: Vec<SocketAddr>)
     }
     let way = Way { migration: MigrationId(draw()?), to };
     let began = Instant::now();
-    ask_done(at, SpaceRequest::Migrate { name: name.clone(), way: way.clone() }).await?;
+    ask_done(lockds, SpaceRequest::Migrate { name: name.clone(), way: way.clone() }).await?;
     loop {
-        let all = list(at)
+        let all = list(lockds)
             .await
             .with_context(|| format!("lockspace {name} is on its way; see csnap lockspace list"))?;
         let space = all.into_iter().find(|space| space.name == name);
@@ -156,8 +150,8 @@ fn may_come(space: &SpaceView) -> bool {
 }
 
 /// The move that brought a lockspace that is not served yet.
-async fn came_by(at: &[SocketAddr], name: &Name) -> anyhow::Result<MigrationId> {
-    let all = list(at).await?;
+async fn came_by(lockds: &Lockds, name: &Name) -> anyhow::Result<MigrationId> {
+    let all = list(lockds).await?;
     match all.iter().find(|space| space.name == *name).map(|space| &space.state) {
         Some(SpaceState::Imported { migration } | SpaceState::Importing { migration, .. }) => Ok(*migration),
         Some(_) => bail!("lockspace {name} is not on its way here; see csnap lockspace list"),
@@ -165,87 +159,18 @@ async fn came_by(at: &[SocketAddr], name: &Name) -> anyhow::Result<MigrationId> 
     }
 }
 
-async fn list(at: &[SocketAddr]) -> anyhow::Result<Vec<SpaceView>> {
-    match ask(at, SpaceRequest::List).await? {
+async fn list(lockds: &Lockds) -> anyhow::Result<Vec<SpaceView>> {
+    match group::request_space(lockds, SpaceRequest::List).await? {
         SpaceReply::Spaces(all) => Ok(all),
-        SpaceReply::Refused { reason } => bail!("{reason}"),
         other => bail!("lockd answered another question: {other:?}"),
     }
 }
 
-async fn ask_done(at: &[SocketAddr], request: SpaceRequest) -> anyhow::Result<()> {
-    match ask(at, request).await? {
+async fn ask_done(lockds: &Lockds, request: SpaceRequest) -> anyhow::Result<()> {
+    match group::request_space(lockds, request).await? {
         SpaceReply::Done => Ok(()),
-        SpaceReply::Refused { reason } => bail!("{reason}"),
         other => bail!("lockd answered another question: {other:?}"),
     }
-}
-
-/// Asks one after the other until the leader answers. What is asked does nothing the second time.
-async fn ask(at: &[SocketAddr], request: SpaceRequest) -> anyhow::Result<SpaceReply> {
-    let asking = async {
-        loop {
-            for address in at {
-                if let Ok(Ok(reply)) = tokio::time::timeout(ANSWER_WITHIN, ask_one(*address, &request)).await
-                {
-                    return reply;
-                }
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, asking).await.map_err(|_| {
-        let at: Vec<String> = at.iter().map(SocketAddr::to_string).collect();
-        let (at, seconds) = (at.join(", "), PATIENCE.as_secs());
-        anyhow::anyhow!("no lockd that leads answers at {at} in {seconds} s; is a majority of them running?")
-    })
-}
-
-async fn ask_one(address: SocketAddr, request: &SpaceRequest) -> anyhow::Result<SpaceReply> {
-    let lockds = lockds::over(&[address])?;
-    let mut stream = lockds.connect_to(&address.into()).await.map_err(anyhow::Error::msg)?;
-    let mut bytes = BytesMut::new();
-    let id = RequestId(1);
-    encode(&Frame { id, term: Term(0), message: ToLockd::Space(request.clone()) }, &mut bytes);
-    stream.write_all(&bytes).await?;
-    stream.flush().await?;
-    let mut decoder = FrameDecoder::default();
-    loop {
-        while let Some(frame) = decoder.next::<FromLockd>()? {
-            match frame.message {
-                FromLockd::Space(reply) => return Ok(reply),
-                FromLockd::Refused { reason } => return Ok(SpaceReply::Refused { reason }),
-                _ => {}
-            }
-        }
-        decoder.buffer().reserve(16 << 10);
-        if stream.read_buf(decoder.buffer()).await? == 0 {
-            bail!("it follows");
-        }
-    }
-}
-
-/// Where the lockds under a directory of `csnap up` listen.
-fn addresses_under(dir: &Path) -> anyhow::Result<Vec<SocketAddr>> {
-    let entries = std::fs::read_dir(dir).with_context(|| {
-        format!("cannot read {}: say where the lockds are with --at, or start csnap up there", dir.display())
-    })?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let lockd = entry.file_name().to_str().is_some_and(|name| name.starts_with("lockd"));
-        let published = std::fs::read_to_string(entry.path().join("data/address"));
-        if let Ok(text) = published
-            && lockd
-        {
-            found.extend(text.lines().filter_map(|line| line.parse::<SocketAddr>().ok()));
-        }
-    }
-    if found.is_empty() {
-        bail!("no lockd under {}: say where they are with --at", dir.display());
-    }
-    found.sort_unstable();
-    Ok(found)
 }
 
 fn addresses(to: &[SocketAddr]) -> String {

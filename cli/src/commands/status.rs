@@ -61,8 +61,8 @@ pub(crate) async fn run(dir: &Path, json: bool, watch: bool) -> anyhow::Result<(
 
 /// What the lockds say, where any is found and answers.
 async fn ask_lockds(dir: &Path) -> Option<group::Gathered> {
-    let addresses = lockds::addresses(dir, lockds::from_environment().as_deref()).ok()?;
-    let gathered = group::gather(&addresses).await;
+    let lockds = lockds::find(dir, &lockds::At::from_environment()).ok()?;
+    let gathered = group::gather(&lockds).await;
     Some(gathered).filter(|gathered| !gathered.is_empty())
 }
 

@@ -1,6 +1,5 @@
 //! `csnap kv get`, `put`, `delete` and `list`.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::bail;
@@ -11,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::bytes::{self, quoted, shown};
 use super::run;
-use super::session::{LEASE, Session, unexpected};
+use super::session::{LEASE, Place, Session, unexpected};
 use crate::args::kv::KvPut;
 use crate::output;
 
 /// `csnap kv get`
-pub(super) async fn get(lockds: &[SocketAddr], json: bool, key: String) -> anyhow::Result<()> {
-    match once(lockds, "get", KeyOp::Get { key: key.clone() }).await? {
+pub(super) async fn get(place: &Place, json: bool, key: String) -> anyhow::Result<()> {
+    match once(place, "get", KeyOp::Get { key: key.clone() }).await? {
         KeyReply::Found(Some(view)) if json => output::json(&key_json(&view)),
         KeyReply::Found(Some(view)) => output::bytes(&view.value),
         KeyReply::Found(None) => bail!("{} is not there", shown(&key)),
@@ -26,7 +25,7 @@ pub(super) async fn get(lockds: &[SocketAddr], json: bool, key: String) -> anyho
 }
 
 /// `csnap kv put`; gives the status to end with.
-pub(super) async fn put(lockds: &[SocketAddr], json: bool, put: KvPut) -> anyhow::Result<u8> {
+pub(super) async fn put(place: &Place, json: bool, put: KvPut) -> anyhow::Result<u8> {
     let what = "a key's value";
     let value = match &put.value {
         Some(value) => bytes::given(value, KEY_VALUE_BYTES_MAX, what)?,
@@ -38,10 +37,10 @@ pub(super) async fn put(lockds: &[SocketAddr], json: bool, put: KvPut) -> anyhow
         (false, None) => Expect::Any,
     };
     if put.ephemeral {
-        return run::run_with_key(lockds, put, value, expect).await;
+        return run::run_with_key(place, put, value, expect).await;
     }
     let op = KeyOp::Put { key: put.key.clone(), value, expect, ephemeral: false };
-    match once(lockds, "put", op).await? {
+    match once(place, "put", op).await? {
         KeyReply::Done { version } if json => output::json(&json!({ "key": put.key, "version": version.0 }))?,
         KeyReply::Done { version } => output::print(&format!("version {version}\n"))?,
         KeyReply::Conflict { version } => bail!(conflict(&put.key, expect, version)),
@@ -52,13 +51,13 @@ pub(super) async fn put(lockds: &[SocketAddr], json: bool, put: KvPut) -> anyhow
 
 /// `csnap kv delete`
 pub(super) async fn delete(
-    lockds: &[SocketAddr],
+    place: &Place,
     json: bool,
     key: String,
     if_version: Option<u64>,
 ) -> anyhow::Result<()> {
     let expect = if_version.map_or(Expect::Any, |version| Expect::Version(Revision(version)));
-    match once(lockds, "delete", KeyOp::Delete { key: key.clone(), expect }).await? {
+    match once(place, "delete", KeyOp::Delete { key: key.clone(), expect }).await? {
         KeyReply::Done { version } if json => output::json(&json!({ "key": key, "revision": version.0 })),
         KeyReply::Done { .. } => Ok(()),
         KeyReply::Found(_) => bail!("{} is not there", shown(&key)),
@@ -68,8 +67,8 @@ pub(super) async fn delete(
 }
 
 /// `csnap kv list`
-pub(super) async fn list(lockds: &[SocketAddr], json: bool, prefix: String) -> anyhow::Result<()> {
-    let session = Session::open(lockds, "kv list", LEASE).await?;
+pub(super) async fn list(place: &Place, json: bool, prefix: String) -> anyhow::Result<()> {
+    let session = Session::open(place, "kv list", LEASE).await?;
     let pages = pages(&session, &prefix, None).await;
     session.close().await;
     let keys: Vec<_> = pages?.into_iter().flat_map(|page| page.keys).collect();
@@ -117,8 +116,8 @@ pub(super) async fn pages(
 }
 
 /// One question, one answer.
-async fn once(lockds: &[SocketAddr], verb: &str, op: KeyOp) -> anyhow::Result<KeyReply> {
-    let session = Session::open(lockds, &format!("kv {verb}"), LEASE).await?;
+async fn once(place: &Place, verb: &str, op: KeyOp) -> anyhow::Result<KeyReply> {
+    let session = Session::open(place, &format!("kv {verb}"), LEASE).await?;
     let answer = session.ask(LockOp::Key(op)).await;
     session.close().await;
     match answer? {

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use self::owned::Request;
+use self::session::Place;
 use self::watch::What;
 use crate::args::kv::{Kv, KvAction, KvWatch};
 use crate::args::lock::{Lock, LockAction, LockWatch};
@@ -60,16 +61,16 @@ fn block_on(command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result
     result
 }
 
-async fn dispatch(dir: &Path, json: bool, Lock { at, action }: Lock) -> anyhow::Result<u8> {
+async fn dispatch(dir: &Path, json: bool, Lock { at, space, action }: Lock) -> anyhow::Result<u8> {
     let action = match action {
         LockAction::Guard(guard) => return guard::guard(guard).await,
         LockAction::Exec { guard, command } => return guard::exec(guard, &command),
         action => action,
     };
-    let lockds = &lockds::addresses(dir, at.lockd.as_deref())?;
-    let owned = |name, owned| Request { lockds, json, name, owned };
+    let place = &Place { lockds: lockds::find(dir, &at)?, space: space.space };
+    let owned = |name, owned| Request { place, json, name, owned };
     match action {
-        LockAction::Run(run) => return run::run(lockds, run).await,
+        LockAction::Run(run) => return run::run(place, run).await,
         LockAction::Acquire { name, mode, owned: owner, patience } => {
             owned(name, owner).acquire(mode, &patience).await?;
         }
@@ -77,29 +78,29 @@ async fn dispatch(dir: &Path, json: bool, Lock { at, action }: Lock) -> anyhow::
             owned(name, owner).convert(mode, &value, &patience).await?;
         }
         LockAction::Release { name, owned: owner, value } => owned(name, owner).release(&value).await?,
-        LockAction::List { orphans } => show::list(lockds, json, orphans).await?,
-        LockAction::Show { name } => show::show(lockds, json, name).await?,
+        LockAction::List { orphans } => show::list(place, json, orphans).await?,
+        LockAction::Show { name } => show::show(place, json, name).await?,
         LockAction::Watch(LockWatch { name, key, prefix, members: _ }) => {
             let what = name.map(What::Lock).or(key.map(What::Key)).or(prefix.map(What::Prefix));
-            watch::watch(lockds, json, what.unwrap_or(What::Members)).await?;
+            watch::watch(place, json, what.unwrap_or(What::Members)).await?;
         }
-        LockAction::Break { lock } => show::break_lock(lockds, json, lock).await?,
+        LockAction::Break { lock } => show::break_lock(place, json, lock).await?,
         LockAction::Guard(_) | LockAction::Exec { .. } => unreachable!("seen above"),
     }
     Ok(0)
 }
 
-async fn dispatch_kv(dir: &Path, json: bool, Kv { at, action }: Kv) -> anyhow::Result<u8> {
-    let lockds = &lockds::addresses(dir, at.lockd.as_deref())?;
+async fn dispatch_kv(dir: &Path, json: bool, Kv { at, space, action }: Kv) -> anyhow::Result<u8> {
+    let place = &Place { lockds: lockds::find(dir, &at)?, space: space.space };
     match action {
-        KvAction::Get { key } => kv::get(lockds, json, key).await?,
-        KvAction::Put(put) => return kv::put(lockds, json, put).await,
-        KvAction::Delete { key, if_version } => kv::delete(lockds, json, key, if_version).await?,
-        KvAction::List { prefix } => kv::list(lockds, json, prefix).await?,
+        KvAction::Get { key } => kv::get(place, json, key).await?,
+        KvAction::Put(put) => return kv::put(place, json, put).await,
+        KvAction::Delete { key, if_version } => kv::delete(place, json, key, if_version).await?,
+        KvAction::List { prefix } => kv::list(place, json, prefix).await?,
         KvAction::Watch(KvWatch { key, prefix }) => {
             let what =
                 key.map(What::Key).or(prefix.map(What::Prefix)).context("clap sees that there is one")?;
-            watch::watch(lockds, json, what).await?;
+            watch::watch(place, json, what).await?;
         }
     }
     Ok(0)

@@ -3,7 +3,6 @@
 //! Between two commands the lock has no session: it is an orphan that waits for its owner. Every command that acts on it
 //! adopts it first, and an adoption in PW or EX is a new term. So the term that was printed last is the one to use.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -16,7 +15,7 @@ use super::bytes;
 use super::interrupts::Interrupts;
 use super::obtain::{Obtained, Until, obtain};
 use super::owner::OwnerFile;
-use super::session::{LEASE, Session, unexpected};
+use super::session::{LEASE, Place, Session, unexpected};
 use super::show::value_json;
 use super::who::{in_the_way, mode_name};
 use crate::args::lock::{NewValue, Owned, Patience};
@@ -30,7 +29,7 @@ const INTERRUPTED: &str = "interrupted; nothing was granted";
 
 /// A lock of an owner, and what is asked of it.
 pub(super) struct Request<'a> {
-    pub(super) lockds: &'a [SocketAddr],
+    pub(super) place: &'a Place,
     pub(super) json: bool,
     pub(super) name: String,
     pub(super) owned: Owned,
@@ -38,7 +37,7 @@ pub(super) struct Request<'a> {
 
 impl Request<'_> {
     async fn open(&self, verb: &str) -> anyhow::Result<Session> {
-        Session::open(self.lockds, &format!("lock {verb} {}", self.name), LEASE).await
+        Session::open(self.place, &format!("lock {verb} {}", self.name), LEASE).await
     }
 
     /// A session, unless a signal comes first.

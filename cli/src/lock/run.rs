@@ -1,7 +1,6 @@
 //! `csnap lock run` and `csnap kv put --ephemeral`: a command that runs on what a session holds, and no longer.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use super::interrupts::{ALSO, Interrupts};
 use super::kv::conflict;
 use super::obtain::{Obtained, Until, obtain};
 use super::owned::flags;
-use super::session::{News, Session, unexpected};
+use super::session::{News, Place, Session, unexpected};
 use super::who::{in_the_way, mode_name};
 use crate::args::kv::KvPut;
 use crate::args::lock::LockRun;
@@ -46,12 +45,12 @@ enum Held {
 }
 
 /// `csnap lock run`; gives the status to end with.
-pub(super) async fn run(lockds: &[SocketAddr], args: LockRun) -> anyhow::Result<u8> {
+pub(super) async fn run(place: &Place, args: LockRun) -> anyhow::Result<u8> {
     let mut interrupts = Interrupts::catch()?;
     let until = Until::new(&args.patience);
     let purpose = format!("lock run {}", args.name);
     let mut session = tokio::select! {
-        session = Session::open(lockds, &purpose, args.lease.length) => session?,
+        session = Session::open(place, &purpose, args.lease.length) => session?,
         signal = interrupts.next() => return Ok(signalled(signal.as_raw())),
     };
     let op = LockOp::Lock {
@@ -79,7 +78,7 @@ pub(super) async fn run(lockds: &[SocketAddr], args: LockRun) -> anyhow::Result<
 
 /// `csnap kv put --ephemeral`; gives the status to end with.
 pub(super) async fn run_with_key(
-    lockds: &[SocketAddr],
+    place: &Place,
     put: KvPut,
     value: Vec<u8>,
     expect: Expect,
@@ -87,7 +86,7 @@ pub(super) async fn run_with_key(
     let mut interrupts = Interrupts::catch()?;
     let purpose = format!("kv put {}", put.key);
     let mut session = tokio::select! {
-        session = Session::open(lockds, &purpose, put.lease.length) => session?,
+        session = Session::open(place, &purpose, put.lease.length) => session?,
         signal = interrupts.next() => return Ok(signalled(signal.as_raw())),
     };
     let op = KeyOp::Put { key: put.key.clone(), value, expect, ephemeral: true };

@@ -1,14 +1,14 @@
 //! A command's session with lockd: opened for the command, closed at its end.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use csnap_lockd::client::shell::{LockSession, now};
-use csnap_lockd::client::{ClientConfig, ClientEvent, Duty, Identity, LockClient, Tenure};
+use csnap_lockd::client::{ClientConfig, ClientEvent, Duty, Identity, LockClient, Lockds, Tenure};
 use csnap_proto::limits::{MEMBER_INFO_BYTES_MAX, NAME_BYTES_MAX};
 use csnap_proto::message::lock::{LockEvent, LockOp, LockReply};
 use csnap_proto::{Caller, Name, Role, Secret, SessionId, Time};
+use csnap_transport::Unreached;
 use tokio::sync::{mpsc, watch};
 
 use crate::lockds;
@@ -25,6 +25,13 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// Renewals in one lease: a few may be lost before it is noticed.
 const RENEWALS_PER_LEASE: u64 = 6;
+
+/// Where a session is: with any of these lockds, in a lockspace.
+pub(super) struct Place {
+    pub(super) lockds: Lockds,
+    /// Absent for the one that every group has.
+    pub(super) space: Option<Name>,
+}
 
 /// See the module.
 pub(super) struct Session {
@@ -46,15 +53,11 @@ pub(super) enum News {
 }
 
 impl Session {
-    /// A new session with any lockd at `addresses`. `purpose` is what others see of it.
-    pub(super) async fn open(
-        addresses: &[SocketAddr],
-        purpose: &str,
-        lease: Duration,
-    ) -> anyhow::Result<Self> {
+    /// A new session there. `purpose` is what others see of it.
+    pub(super) async fn open(place: &Place, purpose: &str, lease: Duration) -> anyhow::Result<Self> {
+        let Place { lockds, space } = place;
         let identity = Identity { session: SessionId(draw()?), secret: Secret(draw()?) };
         let lease_ms = u64::try_from(lease.as_millis()).context("a lease in milliseconds")?;
-        let lockds = lockds::over(addresses)?;
         // Whoever is no operator has a name, and a client has nothing to say of itself.
         let (node, description) = match lockds.caller() {
             Some(Caller { role: Role::Client, name }) => (name, Vec::new()),
@@ -62,13 +65,23 @@ impl Session {
             _ => (node(), description(purpose)),
         };
         let config = ClientConfig { node, lease_ms, renew_ms: lease_ms / RENEWALS_PER_LEASE };
-        let client = LockClient::new(config, identity, description);
-        let (lockd, mut events) = LockSession::spawn(client, lockds);
-        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        let addresses = addresses.join(", ");
+        let mut client = LockClient::new(config, identity, description);
+        if let Some(space) = space {
+            client = client.in_lockspace(space.clone());
+        }
+        let (lockd, mut events) = LockSession::spawn(client, lockds.clone());
+        let addresses = lockds::shown(lockds.addresses());
+        let mut unreached = lockd.unreached();
         let opening = async {
             loop {
-                match events.recv().await {
+                let event = tokio::select! {
+                    event = events.recv() => event,
+                    // It tries on, and would hear the same.
+                    Ok(why) = unreached.wait_for(|why| matches!(why, Some(Unreached::Refused(_)))) => {
+                        return Err(lockds::nobody(lockds, why.as_ref().expect("waited for")));
+                    }
+                };
+                match event {
                     Some(ClientEvent::Opened { .. }) => return Ok(()),
                     Some(ClientEvent::SessionLost { reason }) => bail!("lockd at {addresses}: {reason}"),
                     Some(_) => {}
@@ -76,7 +89,11 @@ impl Session {
                 }
             }
         };
-        tokio::time::timeout(ANSWER_WITHIN, opening).await.map_err(|_| no_answer(&addresses))??;
+        let opened = tokio::time::timeout(ANSWER_WITHIN, opening).await;
+        opened.map_err(|_| match &*lockd.unreached().borrow() {
+            Some(why) => lockds::nobody(lockds, why),
+            None => no_answer(&addresses),
+        })??;
         Ok(Self { lockd, events, addresses, lease })
     }
 

@@ -1,7 +1,5 @@
 //! `csnap lock list`, `show` and `break`.
 
-use std::net::SocketAddr;
-
 use anyhow::bail;
 use csnap_proto::LockId;
 use csnap_proto::message::lock::{
@@ -10,13 +8,13 @@ use csnap_proto::message::lock::{
 use serde_json::{Value, json};
 
 use super::bytes::{self, quoted, shown};
-use super::session::{LEASE, Session, unexpected};
+use super::session::{LEASE, Place, Session, unexpected};
 use super::who::{Who, mode_name};
 use crate::output;
 
 /// `csnap lock list`
-pub(super) async fn list(lockds: &[SocketAddr], json: bool, orphans: bool) -> anyhow::Result<()> {
-    let session = Session::open(lockds, "lock list", LEASE).await?;
+pub(super) async fn list(place: &Place, json: bool, orphans: bool) -> anyhow::Result<()> {
+    let session = Session::open(place, "lock list", LEASE).await?;
     let asked = every_lock(&session, orphans).await;
     session.close().await;
     let (locks, who) = asked?;
@@ -52,8 +50,8 @@ async fn every_lock(session: &Session, orphans: bool) -> anyhow::Result<(Vec<Lis
 }
 
 /// `csnap lock show`
-pub(super) async fn show(lockds: &[SocketAddr], json: bool, name: String) -> anyhow::Result<()> {
-    let session = Session::open(lockds, &format!("lock show {name}"), LEASE).await?;
+pub(super) async fn show(place: &Place, json: bool, name: String) -> anyhow::Result<()> {
+    let session = Session::open(place, &format!("lock show {name}"), LEASE).await?;
     let asking = async {
         let reply = session.ask(LockOp::Show { resource: name.clone() }).await?;
         let LockReply::Resource(view) = reply else { return Err(unexpected(&reply)) };
@@ -126,14 +124,15 @@ pub(super) fn value_text(value: &ValueBlock) -> String {
 }
 
 /// `csnap lock break`
-pub(super) async fn break_lock(lockds: &[SocketAddr], json: bool, lock: u64) -> anyhow::Result<()> {
-    let session = Session::open(lockds, &format!("lock break {lock}"), LEASE).await?;
+pub(super) async fn break_lock(place: &Place, json: bool, lock: u64) -> anyhow::Result<()> {
+    let session = Session::open(place, &format!("lock break {lock}"), LEASE).await?;
     let breaking = async {
         // Before it is gone, for what is said of its holder.
         let who = Who::ask(&session).await?;
         match session.ask(LockOp::Break { lock: LockId(lock) }).await {
             Ok(LockReply::Broken(fenced)) => Ok((fenced, who)),
             Ok(reply) => Err(unexpected(&reply)),
+            Err(why) if why.to_string().starts_with("denied: ") => Err(why),
             Err(why) => bail!("lock {lock}: {why:#}; csnap lock list has the numbers"),
         }
     };

@@ -4,7 +4,7 @@
 //! session ended and another one began, that is said, and what is now follows once more.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::time::Duration;
 
 use csnap_proto::Revision;
 use csnap_proto::message::lock::{
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::bytes::{quoted, shown};
 use super::interrupts::Interrupts;
 use super::kv::{Page, key_json, pages};
-use super::session::{LEASE, News, Session, unexpected};
+use super::session::{LEASE, News, Place, Session, unexpected};
 use super::show::value_json;
 use super::who::{describe, mode_name, text};
 use crate::output;
@@ -28,11 +28,14 @@ pub(super) enum What {
     Members,
 }
 
+/// Between two attempts to have a session again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Watches until a signal, or until nobody reads any more.
-pub(super) async fn watch(lockds: &[SocketAddr], json: bool, what: What) -> anyhow::Result<()> {
+pub(super) async fn watch(place: &Place, json: bool, what: What) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::catch()?;
     let mut watcher = Watcher { json, what, seen: Seen::default() };
-    let mut session = Session::open(lockds, "watch", LEASE).await?;
+    let mut session = Session::open(place, "watch", LEASE).await?;
     loop {
         let ended = tokio::select! {
             ended = watcher.follow(&mut session) => ended,
@@ -51,10 +54,14 @@ pub(super) async fn watch(lockds: &[SocketAddr], json: bool, what: What) -> anyh
         }
         session = loop {
             tokio::select! {
-                opened = Session::open(lockds, "watch", LEASE) => match opened {
+                opened = Session::open(place, "watch", LEASE) => match opened {
                     Ok(session) => break session,
                     Err(error) => eprintln!("csnap: {error:#}; still trying"),
                 },
+                _ = interrupts.next() => return Ok(()),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
                 _ = interrupts.next() => return Ok(()),
             }
         };

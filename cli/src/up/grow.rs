@@ -3,9 +3,9 @@
 //! New lockds of a new directory found their group by themselves; those beside one that has a group wait to be added. A lockd
 //! whose disk was lost is not added here: that it comes back empty is for a person to know (`csnap lockd add`).
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use csnap_lockd::client::Lockds;
 use csnap_proto::message::lock::{GroupRequest, ReplicaView};
 
 use super::layout::Layout;
@@ -16,19 +16,20 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Adds what is missing, one after another.
 pub(super) async fn grow(layout: &Layout) {
-    let addresses: Vec<SocketAddr> = layout.lockds.iter().map(|lockd| lockd.listens).collect();
-    if addresses.len() == 1 {
+    let lockds = Lockds::from(layout.lockds.iter().map(|lockd| lockd.listens).collect::<Vec<_>>());
+    let count = lockds.addresses().len();
+    if count == 1 {
         return;
     }
     loop {
-        let gathered = group::gather(&addresses).await;
+        let gathered = group::gather(&lockds).await;
         let voters =
             gathered.leader_view().map_or(0, |view| view.replicas.iter().filter(|one| one.voter).count());
-        if voters >= addresses.len() {
+        if voters >= count {
             return;
         }
         if let Some(add) = first_apart(&gathered) {
-            match group::request(&addresses, add).await {
+            match group::request(&lockds, add).await {
                 Ok(done) => eprintln!("csnap: {done}"),
                 Err(error) => eprintln!("csnap: a lockd cannot join the others yet: {error:#}"),
             }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use csnap_proto::{Caller, ClusterId};
-use csnap_transport::{Address, Stream, Tls};
+use csnap_transport::{Address, Stream, Tls, Unreached};
 use tracing::{info, warn};
 
 use crate::shell::greeting::{greet_any_lockd, greet_lockd};
@@ -88,26 +88,33 @@ impl Lockds {
     /// each attempt. What can be read then is frames.
     ///
     /// # Errors
-    /// One line that says why for each address.
-    pub async fn connect_any(&self, attempt: u64, hint: Option<SocketAddr>) -> Result<Stream, String> {
-        let mut errors = Vec::new();
+    /// One line that says why for each address; refused if every one of them did.
+    pub async fn connect_any(&self, attempt: u64, hint: Option<SocketAddr>) -> Result<Stream, Unreached> {
+        let (mut errors, mut some_away) = (Vec::new(), false);
         for address in &self.in_order(attempt, hint) {
             let reached = tokio::time::timeout(REACH_WITHIN, self.reach(address)).await;
-            match reached.unwrap_or_else(|_| Err("it does not answer in time".to_owned())) {
+            match reached.unwrap_or_else(|_| Err(Unreached::Away("it does not answer in time".to_owned()))) {
                 Ok(stream) => return Ok(stream),
-                Err(error) => errors.push(format!("lockd at {address}: {error}")),
+                Err(error) => {
+                    some_away |= matches!(error, Unreached::Away(_));
+                    errors.push(format!("lockd at {address}: {error}"));
+                }
             }
         }
         // The same for the same errors, whichever address was tried first.
         errors.sort_unstable();
-        Err(if errors.is_empty() { "no address of a lockd is given".to_owned() } else { errors.join("; ") })
+        if errors.is_empty() {
+            return Err(Unreached::Refused("no address of a lockd is given".to_owned()));
+        }
+        let errors = errors.join("; ");
+        Err(if some_away { Unreached::Away(errors) } else { Unreached::Refused(errors) })
     }
 
     /// A lockd that is asked about itself. It may belong to no cluster yet.
     ///
     /// # Errors
     /// One line that says why not.
-    pub async fn connect_to(&self, address: &Address) -> Result<Stream, String> {
+    pub async fn connect_to(&self, address: &Address) -> Result<Stream, Unreached> {
         let mut stream = dial(address, self.tls.as_ref()).await?;
         greet_any_lockd(&mut stream, self.cluster()).await?;
         Ok(stream)
@@ -133,12 +140,12 @@ impl Lockds {
         hint.iter().cloned().chain(others).collect()
     }
 
-    async fn reach(&self, address: &Address) -> Result<Stream, String> {
+    async fn reach(&self, address: &Address) -> Result<Stream, Unreached> {
         let mut stream = dial(address, self.tls.as_ref()).await?;
         let cluster = greet_lockd(&mut stream, self.cluster()).await?;
         // Another connection may have learned in the meantime.
         if *self.cluster.get_or_init(|| cluster) != cluster {
-            return Err(format!("it belongs to cluster {cluster}, and we to another"));
+            return Err(Unreached::Refused(format!("it belongs to cluster {cluster}, and we to another")));
         }
         if let Some(path) = self.kept.as_ref().filter(|path| !path.exists()) {
             match write(path, cluster) {
@@ -195,6 +202,7 @@ mod tests {
     async fn other_machines_are_not_spoken_to_without_certificates() {
         let lockds = Lockds::from(vec![SocketAddr::from(([192, 0, 2, 1], 7))]);
         let error = lockds.connect_any(0, None).await.expect_err("refused");
-        assert_eq!(error, "lockd at 192.0.2.1:7: other machines are reached only with a [tls]");
+        let expected = "lockd at 192.0.2.1:7: other machines are reached only with a [tls]";
+        assert_eq!(error, Unreached::Refused(expected.to_owned()));
     }
 }

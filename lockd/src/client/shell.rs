@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,7 +13,7 @@ use csnap_proto::frame::{FrameDecoder, encode};
 use csnap_proto::limits::OPERATIONS_PER_SESSION_MAX;
 use csnap_proto::message::lock::{FromLockd, LockOp, LockReply};
 use csnap_proto::{Frame, Time};
-use csnap_transport::Stream;
+use csnap_transport::{Stream, Unreached};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,6 +49,7 @@ pub struct SessionOver;
 pub struct LockSession {
     requests: mpsc::Sender<Request>,
     confirmed: watch::Receiver<Option<Time>>,
+    unreached: watch::Receiver<Option<Unreached>>,
 }
 
 impl LockSession {
@@ -61,11 +62,14 @@ impl LockSession {
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let (link_events, link) = mpsc::channel(EVENTS_MAX);
         let (confirmations, confirmed) = watch::channel(None);
+        let (attempts, unreached) = watch::channel(None);
         let (client, waiting) = (client.bound_by_lease(), BTreeMap::new());
         let lockds = lockds.into();
-        let keeper = Keeper { client, lockds, events, link_events, confirmations, current: None, waiting };
+        let (attempts, current) = (Arc::new(attempts), None);
+        let keeper =
+            Keeper { client, lockds, events, link_events, confirmations, attempts, current, waiting };
         tokio::spawn(keeper.keep(asked, link));
-        (Self { requests, confirmed }, taken)
+        (Self { requests, confirmed, unreached }, taken)
     }
 
     /// Asks and waits for the answer, over as many connections as it takes.
@@ -89,6 +93,13 @@ impl LockSession {
         self.confirmed.clone()
     }
 
+    /// Why the last attempt reached no lockd, as it changes; nothing once one did. The session goes on trying: whether an
+    /// owner waits for somebody who refuses it, it decides itself.
+    #[must_use]
+    pub fn unreached(&self) -> watch::Receiver<Option<Unreached>> {
+        self.unreached.clone()
+    }
+
     /// As [`ClientInput::Close`].
     pub async fn close(&self) {
         let _ = self.requests.send(Request::Close).await;
@@ -108,6 +119,7 @@ struct Keeper {
     events: mpsc::Sender<ClientEvent>,
     link_events: mpsc::Sender<ClientInput>,
     confirmations: watch::Sender<Option<Time>>,
+    attempts: Arc<watch::Sender<Option<Unreached>>>,
     current: Option<Current>,
     waiting: BTreeMap<Ticket, oneshot::Sender<LockReply>>,
 }
@@ -165,7 +177,12 @@ impl Keeper {
                 ClientOutput::Connect { attempt } => {
                     let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
                     let (lockds, hint) = (self.lockds.clone(), self.client.hint());
-                    let task = converse(lockds, attempt, hint, queue, self.link_events.clone());
+                    let (attempts, events) = (Arc::clone(&self.attempts), self.link_events.clone());
+                    let task = async move {
+                        let reached = lockds.connect_any(attempt, hint).await;
+                        attempts.send_replace(reached.as_ref().err().cloned());
+                        converse(reached, attempt, queue, events).await;
+                    };
                     let task = tokio::spawn(task);
                     if let Some(older) = self.current.replace(Current { attempt, outgoing, task }) {
                         older.task.abort();
@@ -204,13 +221,12 @@ impl Keeper {
 }
 
 async fn converse(
-    lockds: Lockds,
+    reached: Result<Stream, Unreached>,
     attempt: u64,
-    hint: Option<SocketAddr>,
     queue: mpsc::Receiver<BytesMut>,
     events: mpsc::Sender<ClientInput>,
 ) {
-    match lockds.connect_any(attempt, hint).await {
+    match reached {
         Ok(stream) => {
             let _ = events.send(ClientInput::Connected { attempt }).await;
             // However it ends, the client is told the same.

@@ -13,7 +13,7 @@
 
 use csnap_proto::ClusterId;
 use csnap_proto::frame::VERSION;
-use csnap_transport::{Stream, explain, is_tls};
+use csnap_transport::{Stream, Unreached, is_tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Its length, bytes.
@@ -60,11 +60,11 @@ fn check_magic(bytes: &[u8]) -> Result<(), String> {
 }
 
 /// What a client may talk to, from what both said.
-fn check_cluster(heard: Option<ClusterId>, known: Option<ClusterId>) -> Result<ClusterId, String> {
+fn check_cluster(heard: Option<ClusterId>, known: Option<ClusterId>) -> Result<ClusterId, Unreached> {
     match (heard, known) {
-        (None, _) => Err("it belongs to no cluster yet".into()),
+        (None, _) => Err(Unreached::Away("it belongs to no cluster yet".into())),
         (Some(theirs), Some(ours)) if theirs != ours => {
-            Err(format!("it belongs to cluster {theirs}, and we to cluster {ours}"))
+            Err(Unreached::Refused(format!("it belongs to cluster {theirs}, and we to cluster {ours}")))
         }
         (Some(theirs), _) => Ok(theirs),
     }
@@ -81,29 +81,32 @@ pub(super) async fn greet_client(stream: &mut Stream, own: Option<ClusterId>) ->
 }
 
 /// Greets a lockd, and learns its cluster; `known` is ours, if we know it.
-pub(crate) async fn greet_lockd(stream: &mut Stream, known: Option<ClusterId>) -> Result<ClusterId, String> {
+pub(crate) async fn greet_lockd(
+    stream: &mut Stream,
+    known: Option<ClusterId>,
+) -> Result<ClusterId, Unreached> {
     check_cluster(exchange(stream, known).await?, known)
 }
 
 /// Greets a lockd that may belong to no cluster yet.
-pub(crate) async fn greet_any_lockd(stream: &mut Stream, known: Option<ClusterId>) -> Result<(), String> {
+pub(crate) async fn greet_any_lockd(stream: &mut Stream, known: Option<ClusterId>) -> Result<(), Unreached> {
     let heard = exchange(stream, known).await?;
     heard.map_or(Ok(()), |_| check_cluster(heard, known).map(drop))
 }
 
-async fn exchange(stream: &mut Stream, own: Option<ClusterId>) -> Result<Option<ClusterId>, String> {
-    stream.write_all(&encode(own)).await.map_err(|error| explain(&error))?;
-    stream.flush().await.map_err(|error| explain(&error))?;
+async fn exchange(stream: &mut Stream, own: Option<ClusterId>) -> Result<Option<ClusterId>, Unreached> {
+    stream.write_all(&encode(own)).await?;
+    stream.flush().await?;
     let mut bytes = [0; GREETING_BYTES];
     let mut filled = 0;
     while filled < GREETING_BYTES {
-        match stream.read(&mut bytes[filled..]).await.map_err(|error| explain(&error))? {
-            0 => return Err("it closed the connection before it greeted".into()),
+        match stream.read(&mut bytes[filled..]).await? {
+            0 => return Err(Unreached::Away("it closed the connection before it greeted".into())),
             read => filled += read,
         }
-        check_magic(&bytes[..filled])?;
+        check_magic(&bytes[..filled]).map_err(Unreached::Refused)?;
     }
-    decode(&bytes)
+    decode(&bytes).map_err(Unreached::Refused)
 }
 
 #[cfg(test)]
@@ -141,6 +144,7 @@ mod tests {
             assert!(check_cluster(None, known).is_err());
         }
         let error = check_cluster(Some(ClusterId([8; 16])), Some(OURS)).expect_err("another's");
+        let Unreached::Refused(error) = error else { panic!("{error}") };
         assert!(error.contains("0808") && error.contains("0707"), "{error}");
     }
 

@@ -423,8 +423,8 @@ impl Daemon {
             Event::Peer(address, heard) => self.on_peer(address, heard),
             Event::Said(message) => self.take_in(Input::Peer(message)),
             Event::Called(input) => {
-                if let Input::Lost(call) = input {
-                    self.calls.hang_up(call);
+                if let Input::Lost(call, lost) = &input {
+                    self.calls.lost(*call, lost);
                 }
                 self.take_in(input)
             }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use csnap_proto::{Role, Time};
-use csnap_transport::{Address, Stream, Tls};
+use csnap_transport::{Address, Stream, Tls, Unreached};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
@@ -36,19 +36,20 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Connects to a lockd: one that proves to be one, or on this machine whoever listens there.
-pub(crate) async fn dial(address: &Address, tls: Option<&Tls>) -> Result<Stream, String> {
-    let text = |error: io::Error| error.to_string();
+pub(crate) async fn dial(address: &Address, tls: Option<&Tls>) -> Result<Stream, Unreached> {
     match (address, tls) {
-        (Address::Unix(path), _) => UnixStream::connect(path).await.map(Stream::Unix).map_err(text),
+        (Address::Unix(path), _) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
         (Address::Tcp(tcp), Some(tls)) => {
-            let (stream, caller) = tls.connect(connect(*tcp).await.map_err(text)?).await?;
+            let (stream, caller) = tls.connect(connect(*tcp).await?).await?;
             if caller.role != Role::Lockd {
-                return Err(format!("it is {caller}, and no lockd"));
+                return Err(Unreached::Refused(format!("it is {caller}, and no lockd")));
             }
             Ok(stream)
         }
-        (Address::Tcp(tcp), None) if address.is_local() => connect(*tcp).await.map(Stream::Tcp).map_err(text),
-        (Address::Tcp(_), None) => Err("other machines are reached only with a [tls]".to_owned()),
+        (Address::Tcp(tcp), None) if address.is_local() => Ok(Stream::Tcp(connect(*tcp).await?)),
+        (Address::Tcp(_), None) => {
+            Err(Unreached::Refused("other machines are reached only with a [tls]".to_owned()))
+        }
     }
 }
 

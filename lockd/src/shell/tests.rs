@@ -196,7 +196,7 @@ fn a_client_opens_no_session_in_another_cluster() {
         lockds.connect_any(0, None).await.expect("the first contact");
         let cluster = lockds.cluster().expect("learned");
         let lockds = Lockds::from(vec![theirs.address]).of(cluster);
-        let error = lockds.connect_any(0, None).await.expect_err("refused");
+        let error = lockds.connect_any(0, None).await.expect_err("refused").to_string();
         assert!(error.contains("it belongs to cluster") && error.lines().count() == 1, "{error}");
         // Both addresses: the right one is found.
         let lockds = Lockds::from(vec![theirs.address, ours.address]).of(cluster);

@@ -90,7 +90,7 @@ fn client_of(n: u8, node: &str) -> LockClient {
 
 /// Why nobody gets in so.
 async fn refused(lockds: Lockds) -> String {
-    let error = lockds.connect_any(0, None).await.expect_err("refused");
+    let error = lockds.connect_any(0, None).await.expect_err("refused").to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
     error
 }
@@ -253,6 +253,32 @@ fn a_lockspace_moves_between_groups_that_require_tls() {
         let reply = node.operate(LockOp::write(LockId(1), Mode::Ex, b"moved".to_vec())).await;
         assert_eq!(granted_term(&reply.expect("lives")), Term(1), "the same lock");
         assert_eq!(members(&ca.lockds(&to, Role::Operator, "ann")).await, 1, "it is served there");
+        from.stop();
+        to.stop();
+    });
+}
+
+/// A destination of another authority will refuse the source however long it asks: nobody waits for that.
+#[test]
+fn a_move_to_a_group_of_another_ca_is_given_up_at_once_with_the_reason() {
+    runtime().block_on(async {
+        let (cas, dirs) = ([Ca::new(), Ca::new()], [0, 1].map(|_| tempfile::tempdir().expect("a directory")));
+        let from = cas[0].lockd_named("l1", dirs[0].path()).await;
+        let to = cas[1].lockd_named("l2", dirs[1].path()).await;
+        let (node, _events) = LockSession::spawn(client(1), cas[0].lockds(&from, Role::Node, "n1"));
+        node.operate(lock(Mode::Ex)).await.expect("open");
+        let way = Way { migration: MigrationId([1; 16]), to: vec![to.address] };
+        let operator = cas[0].lockds(&from, Role::Operator, "ann");
+        let began = std::time::Instant::now();
+        let request = SpaceRequest::Migrate { name: name("default"), way };
+        assert_eq!(ask(operator.clone(), &request).await, SpaceReply::Done);
+        let reply = node.operate(LockOp::write(LockId(1), Mode::Ex, b"here".to_vec())).await;
+        assert_eq!(granted_term(&reply.expect("lives")), Term(1), "it goes on where it was");
+        assert!(began.elapsed() < crate::core::spaces::mover::FROZEN_MAX, "{:?}", began.elapsed());
+        let SpaceReply::Spaces(all) = ask(operator, &SpaceRequest::List).await else { panic!("a list") };
+        let why = all[0].trouble.as_deref().expect("it says why");
+        let expected = "its certificate is not of a CA that we believe";
+        assert_eq!(why, format!("lockd at {}: {expected}", to.address));
         from.stop();
         to.stop();
     });

@@ -99,7 +99,38 @@ fn a_move_without_progress_is_given_up_by_itself() {
         world.until("given up", most, |world| world.standing(0) == Standing::Active)?;
         goes_on(&mut world, 2)?;
         let why = listed(&mut world, 0)?.trouble.unwrap_or_default();
-        require(why.contains("took nothing"), || why)
+        require(why.contains("took nothing") && why.contains("nobody is there"), || why)
+    });
+}
+
+#[test]
+fn a_move_to_a_group_that_refuses_is_given_up_at_once() {
+    run(|| {
+        let mut world = begun()?;
+        world.refusing = (0..3).map(|n| Seat { group: 1, n }).collect();
+        let request = migrate(&world, 0, 1);
+        world.ask(0, request);
+        let served = |world: &World| {
+            world.space(0).is_some_and(|space| space.is_active() && space.gave_up(MigrationId([1; 16])))
+        };
+        world.until("given up", SECOND, served)?;
+        goes_on(&mut world, 2)?;
+        let why = listed(&mut world, 0)?.trouble.unwrap_or_default();
+        require(why.contains("we do not know it"), || why)
+    });
+}
+
+/// While any address may still answer, those that refuse decide nothing.
+#[test]
+fn a_move_to_a_group_of_which_some_refuse_goes_through() {
+    run(|| {
+        let mut world = begun()?;
+        let leader = world.leader(1).ok_or("nobody leads")?;
+        let others = (0..3).map(|n| Seat { group: 1, n }).filter(|seat| *seat != leader);
+        world.refusing = others.collect();
+        let request = migrate(&world, 0, 1);
+        world.ask(0, request);
+        settled(&mut world, 0)
     });
 }
 

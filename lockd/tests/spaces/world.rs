@@ -12,7 +12,7 @@ use csnap_lockd::client::{
 };
 use csnap_lockd::core::ConnectionId;
 use csnap_lockd::core::spaces::canary::Canary;
-use csnap_lockd::core::spaces::mover::CallId;
+use csnap_lockd::core::spaces::mover::{CallId, Lost};
 use csnap_lockd::core::spaces::{Space, Spaces, State};
 use csnap_lockd::core::table::Table;
 use csnap_lockd::replica::PeerMessage;
@@ -146,6 +146,8 @@ pub(crate) struct World {
     pub(crate) longest: [Duration; 2],
     /// Both groups have a lockspace of the name, and those are not one.
     pub(crate) strangers: bool,
+    /// Lockds that do not speak with those of the other group.
+    pub(crate) refusing: Vec<Seat>,
 }
 
 /// How far a lockspace is in a group.
@@ -230,6 +232,7 @@ impl World {
             active_at: None,
             longest: [Duration::ZERO; 2],
             strangers: false,
+            refusing: Vec::new(),
         };
         for group in 0..2 {
             for n in 0..world.nodes[group].len() {
@@ -536,6 +539,14 @@ impl World {
         if away || self.node(seat).running.is_none() {
             return self.lose(end);
         }
+        if let End::Call { seat: from, life, call } = end
+            && self.refusing.contains(&seat)
+        {
+            if self.node(from).life == life {
+                self.step(from, Input::Lost(call, Lost::Refused("we do not know it".to_owned())));
+            }
+            return;
+        }
         self.scheduled += 1;
         let link = self.scheduled;
         self.links.insert(link, Link { end, seat, life, open: true });
@@ -569,7 +580,7 @@ impl World {
                 self.step_client(client, ClientInput::Disconnected { attempt });
             }
             End::Call { seat, life, call } if self.node(seat).life == life => {
-                self.gather(seat, Input::Lost(call));
+                self.gather(seat, Input::Lost(call, Lost::Away("nobody is there".to_owned())));
             }
             End::Operator => {
                 if let Some((group, _)) = self.operator {

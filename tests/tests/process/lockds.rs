@@ -371,7 +371,7 @@ fn what_is_not_there_or_must_not_go_is_refused_in_a_line() {
     assert!(cluster.refused(1, &["lockd", "remove", &leader]).contains("leads"));
     assert!(cluster.refused(1, &["lockd", "add", "127.0.0.1:1"]).contains("must run"));
     let line = cluster.refused(1, &["lockd", "show", "--lockd", "127.0.0.1:1"]);
-    assert!(line.contains("no lockd answers at 127.0.0.1:1"), "{line}");
+    assert!(line.contains("no lockd answers: lockd at 127.0.0.1:1"), "{line}");
     cluster.refused(2, &["lockd"]);
     let mut followers = ["n1", "n2", "n3"].into_iter().filter(|node| *node != leader);
     let (away, last) = (followers.next().expect("two follow"), followers.next().expect("two follow"));

@@ -2,7 +2,9 @@
 
 mod keys;
 mod owners;
+mod places;
 mod run;
+mod tls;
 mod watches;
 
 use std::io::{BufRead as _, BufReader};
@@ -22,9 +24,16 @@ struct Lockd {
 
 impl Lockd {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With more in its configuration.
+    fn start_with(more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("csnap-lockd-").tempdir().expect("a temporary directory");
-        let config =
-            format!("node = 'n1'\ndir = '{}'\nlisten = ['127.0.0.1:0']\n", dir.path().join("data").display());
+        let at = dir.path().display();
+        let config = format!(
+            "node = 'n1'\ndir = '{at}/data'\nlisten = ['127.0.0.1:0']\nlisten_unix = '{at}/lockd.sock'\n{more}"
+        );
         std::fs::write(dir.path().join("lockd.toml"), config).expect("a configuration");
         let mut lockd = Self { dir, child: None, address: String::new() };
         lockd.go_on();
@@ -65,6 +74,11 @@ impl Lockd {
         command.args(arguments).env("CSNAP_LOCKD", &self.address).current_dir(self.dir.path());
         command.stdin(Stdio::null());
         command
+    }
+
+    /// As `--lockd` takes its socket.
+    fn socket(&self) -> String {
+        format!("unix:{}", self.file("lockd.sock").display())
     }
 
     fn run(&self, arguments: &[&str]) -> Output {

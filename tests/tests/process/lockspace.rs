@@ -60,11 +60,16 @@ fn lockspace(cluster: &Cluster, arguments: &[&str]) -> Output {
     cluster.run(&all)
 }
 
-/// What a group says of the lockspace, once it says something.
+/// What a group says of csnap's lockspace, once it says something.
 fn state(cluster: &Cluster, at: &str) -> String {
-    let output = lockspace(cluster, &["list", "--at", at]);
+    lockspace_state(cluster, at, "default")
+}
+
+fn lockspace_state(cluster: &Cluster, at: &str, name: &str) -> String {
+    let output = lockspace(cluster, &["list", "--lockd", at]);
     let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    list[0]["state"].as_str().unwrap_or_default().to_owned()
+    let found = list.as_array().and_then(|all| all.iter().find(|space| space["name"] == name));
+    found.and_then(|space| space["state"].as_str()).unwrap_or_default().to_owned()
 }
 
 /// The process of the cluster's own lockd: it is the one that has the configuration.
@@ -93,7 +98,7 @@ fn a_guest_does_not_notice_that_the_lockspace_moves_while_lockds_are_killed() {
         let (from, to) = (&addresses[at], &addresses[1 - at]);
         let began = Instant::now();
         let moving = Command::new(binary())
-            .args(["lockspace", "migrate", "default", "--at", from, "--to", to])
+            .args(["lockspace", "migrate", "default", "--lockd", from, "--to", to])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -148,7 +153,7 @@ fn a_move_that_cannot_be_is_told_in_one_line_before_anybody_is_kept_waiting() {
         (vec!["activate", "default"], "--source-is-lost"),
         (vec!["discard", "default"], "--source-serves"),
         (vec!["create", "default"], "already"),
-        (vec!["list", "--at", "127.0.0.1:1"], "127.0.0.1:1"),
+        (vec!["list", "--lockd", "127.0.0.1:1"], "127.0.0.1:1"),
     ] {
         let output = lockspace(&cluster, &arguments);
         let text = String::from_utf8(output.stderr).expect("text");
@@ -159,8 +164,48 @@ fn a_move_that_cannot_be_is_told_in_one_line_before_anybody_is_kept_waiting() {
     let list = cluster.csnap(&["lockspace", "list"]);
     assert!(list.contains("default") && list.contains("work") && list.lines().count() == 3, "{list}");
     // Where something of the name is, nothing goes.
-    assert!(lockspace(&cluster, &["create", "work", "--at", &to]).status.success());
+    assert!(lockspace(&cluster, &["create", "work", "--lockd", &to]).status.success());
     assert!(lockspace(&cluster, &["migrate", "work", "--to", &to]).status.success(), "nothing was in it");
     let output = lockspace(&cluster, &["create", "work"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("moved to another group"));
+}
+
+/// Locks of people and scripts, in a lockspace of their own: one held by a command that runs, one by an owner.
+#[test]
+fn locks_of_another_lockspace_are_held_through_its_move_and_found_by_its_name() {
+    let cluster = Cluster::start(1);
+    let other = Other::start(&cluster);
+    let to = other.address().expect("it listens");
+    let file = |name: &str| cluster.scratch().join(name).to_str().expect("UTF-8").to_owned();
+    let (owner, began, over) = (file("owner"), file("began"), file("over"));
+    cluster.csnap(&["lockspace", "create", "work"]);
+    cluster.csnap(&["lock", "acquire", "owned", "--owner", &owner, "--space", "work"]);
+    let script = format!("touch {began}; while ! [ -e {over} ]; do sleep 0.05; done");
+    let mut running = Command::new(binary())
+        .arg("--dir")
+        .arg(cluster.data())
+        .args(["lock", "run", "running", "--space", "work", "--", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    wait_until("the command runs", || std::path::Path::new(&began).exists());
+    cluster.csnap(&["lockspace", "migrate", "work", "--to", &to]);
+    assert_eq!(lockspace_state(&cluster, &to, "work"), "active");
+    // The old group sends there; the new one knows both.
+    for at in [vec!["--space", "work"], vec!["--space", "work", "--lockd", &to]] {
+        for name in ["owned", "running"] {
+            let said = cluster.csnap(&[&["lock", "show", name][..], &at].concat());
+            assert!(said.contains(" EX term "), "{at:?}: {said}");
+            let again = [&["lock", "run", name, "--no-wait"][..], &at, &["--", "true"]].concat();
+            let line = cluster.refused(124, &again);
+            assert!(line.contains("is not free"), "{line}");
+        }
+    }
+    assert!(!cluster.csnap(&["lock", "show", "owned"]).contains(" EX "), "csnap's own lockspace has none");
+    assert!(running.try_wait().expect("is ours").is_none(), "it noticed nothing");
+    std::fs::write(&over, "").expect("writes");
+    assert!(running.wait().expect("is ours").success(), "it held the lock to its end");
+    cluster.csnap(&["lock", "run", "running", "--no-wait", "--space", "work", "--", "true"]);
+    cluster.csnap(&["lock", "release", "owned", "--owner", &owner, "--space", "work"]);
+    cluster.csnap(&["lock", "run", "owned", "--no-wait", "--space", "work", "--lockd", &to, "--", "true"]);
 }

@@ -90,7 +90,7 @@ impl Lockds {
     }
 
     /// What a command prints; certificates are made in the directory.
-    fn csnap(&self, arguments: &[&str]) -> String {
+    pub(crate) fn csnap(&self, arguments: &[&str]) -> String {
         let output = Command::new(binary()).arg("--dir").arg(self.scratch()).args(arguments).output();
         let output = output.expect("it starts");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

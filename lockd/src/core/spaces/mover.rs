@@ -6,11 +6,12 @@
 //!
 //! Invariants:
 //! - Activate is said only of a lockspace that is forwarded, durably, here; Discard only of one that is served here again;
-//! - a lockspace is not frozen for longer than [`FROZEN_MAX`] without progress: then the move is given up by itself;
+//! - a lockspace is not frozen for longer than [`FROZEN_MAX`] without progress: then the move is given up by itself, and at
+//!   once if every address of the destination refused this lockd;
 //! - at most [`WINDOW`] pieces are unanswered.
 
 use ::core::net::SocketAddr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,17 @@ const TAKE_BACK_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct CallId(pub u64);
 
+/// Why a connection is not there, in one line for people.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Lost {
+    /// Nobody answered, or it broke: another attempt may do.
+    #[error("{0}")]
+    Away(String),
+    /// Somebody answered, and one of the two does not speak with the other.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Input {
@@ -53,7 +65,7 @@ pub enum Input {
     /// The connection is there.
     Reached(CallId),
     /// It could not be made, or broke.
-    Lost(CallId),
+    Lost(CallId, Lost),
     /// The other group said something.
     Heard(CallId, Frame<FromLockd>),
 }
@@ -112,6 +124,10 @@ struct Move {
     freight: Option<Freight>,
     link: Link,
     attempts: usize,
+    /// Why nothing was taken lately.
+    trouble: Option<String>,
+    /// Addresses that refused this lockd when they were called last.
+    refused: BTreeSet<SocketAddr>,
     /// The destination has so much, as far as it said.
     have: u64,
     /// The next piece begins there.
@@ -146,9 +162,10 @@ impl Mover {
         match input {
             Input::Tick => {}
             Input::Reached(call) => self.on_reached(call, out),
-            Input::Lost(call) => {
-                if let Some(it) = self.by_call(call) {
-                    it.link = Link::Down { retry_at: now.after(AGAIN) };
+            Input::Lost(call, lost) => {
+                let found = self.moves.iter_mut().find(|(_, it)| it.call() == Some(call));
+                if let Some((id, it)) = found {
+                    it.on_lost(now, *id, lost, out);
                 }
             }
             Input::Heard(call, frame) => self.on_heard(now, call, frame.message, out),
@@ -235,6 +252,7 @@ impl Mover {
         match self.by_call(call) {
             Some(it) => {
                 it.link = Link::Up { call };
+                it.refused.remove(&it.called());
                 // What it has it will say; to begin at the start costs a window, and saves asking.
                 (it.have, it.sent, it.unanswered) = (0, 0, 0);
             }
@@ -269,6 +287,7 @@ impl Mover {
             }
             // It follows, or speaks of something else: another one of its group may know.
             _ => {
+                it.note("it does not lead its group");
                 it.link = Link::Down { retry_at: now.after(AGAIN) };
                 out.push(Output::HangUp(call));
             }
@@ -289,6 +308,8 @@ impl Move {
             freight,
             link,
             attempts,
+            trouble: None,
+            refused: BTreeSet::new(),
             have,
             sent,
             unanswered,
@@ -302,6 +323,30 @@ impl Move {
         match self.link {
             Link::Down { .. } => None,
             Link::Calling { call, .. } | Link::Up { call } => Some(call),
+        }
+    }
+
+    /// Where the last attempt went.
+    fn called(&self) -> SocketAddr {
+        self.way.to[self.attempts.saturating_sub(1) % self.way.to.len()]
+    }
+
+    /// Why nothing was taken there.
+    fn note(&mut self, why: &str) {
+        self.trouble = Some(format!("lockd at {}: {why}", self.called()));
+    }
+
+    fn on_lost(&mut self, now: Time, id: SpaceId, lost: Lost, out: &mut Vec<Output>) {
+        self.link = Link::Down { retry_at: now.after(AGAIN) };
+        self.note(&lost.to_string());
+        match lost {
+            Lost::Away(_) => self.refused.remove(&self.called()),
+            Lost::Refused(_) => self.refused.insert(self.called()),
+        };
+        // Nothing of theirs gets better by waiting, and meanwhile nobody is served.
+        if self.is_shipping() && self.way.to.iter().all(|to| self.refused.contains(to)) {
+            let why = self.trouble.clone().expect("just noted");
+            self.give_up(id, why, out);
         }
     }
 
@@ -326,7 +371,7 @@ impl Move {
     fn on_imported(&mut self, now: Time, have: u64) {
         self.unanswered = self.unanswered.saturating_sub(1);
         if have > self.have {
-            self.progress_at = now;
+            (self.progress_at, self.trouble) = (now, None);
         }
         self.have = have;
         // It had more than we knew; or a piece was lost on the way, and those behind it were of no use.
@@ -342,7 +387,8 @@ impl Move {
             self.give_up(id, format!("it has {is} bytes, and {most} is the most that moves"), out);
         }
         if self.is_shipping() && now >= self.progress_at.after(FROZEN_MAX) {
-            let why = format!("the destination took nothing for {} s", FROZEN_MAX.as_secs());
+            let why = self.trouble.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            let why = format!("the destination took nothing for {} s{why}", FROZEN_MAX.as_secs());
             self.give_up(id, why, out);
         }
         let silent = self.unanswered > 0 && now >= self.answer_by;
@@ -362,6 +408,8 @@ impl Move {
     }
 
     fn hang_up(&mut self, now: Time, call: CallId, out: &mut Vec<Output>) {
+        self.note("it does not answer in time");
+        self.refused.remove(&self.called());
         (self.link, self.unanswered) = (Link::Down { retry_at: now.after(AGAIN) }, 0);
         out.push(Output::HangUp(call));
     }
