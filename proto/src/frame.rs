@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::ids::{RequestId, Term};
-use crate::limits::FRAME_BYTES_MAX;
+use crate::limits::{FRAME_BYTES_MAX, INTRODUCTION_BYTES_MAX};
 use crate::message::Family;
 
 const MAGIC: [u8; 4] = *b"CSNP";
@@ -64,9 +64,14 @@ pub enum FrameError {
     /// Reserved bytes set.
     #[error("reserved bytes are not zero")]
     Reserved,
-    /// A body beyond [`BODY_BYTES_MAX`].
-    #[error("body of {0} bytes, at most {BODY_BYTES_MAX} are allowed")]
-    TooLong(u64),
+    /// A body beyond what is taken: [`BODY_BYTES_MAX`], or less from strangers.
+    #[error("body of {bytes} bytes, at most {most} are allowed")]
+    TooLong {
+        /// Its own.
+        bytes: u64,
+        /// Of bodies at that time.
+        most: usize,
+    },
     /// Checksum mismatch.
     #[error("checksum does not match")]
     Checksum,
@@ -107,7 +112,14 @@ pub fn encode<M: Message>(frame: &Frame<M>, out: &mut BytesMut) {
 
 /// Takes the next frame off the front of `input`: `None` when it is not complete yet.
 pub fn decode<M: Message>(input: &mut BytesMut) -> Result<Option<Frame<M>>, FrameError> {
-    let Some(body_len) = peek::<M>(input)? else { return Ok(None) };
+    decode_within(input, BODY_BYTES_MAX)
+}
+
+fn decode_within<M: Message>(
+    input: &mut BytesMut,
+    body_bytes_max: usize,
+) -> Result<Option<Frame<M>>, FrameError> {
+    let Some(body_len) = peek::<M>(input, body_bytes_max)? else { return Ok(None) };
     let frame_len = HEADER_BYTES + body_len;
     if input.len() < frame_len {
         input.reserve(frame_len - input.len());
@@ -118,7 +130,7 @@ pub fn decode<M: Message>(input: &mut BytesMut) -> Result<Option<Frame<M>>, Fram
 }
 
 /// Checks as much of the header as is there; the body's length once all of it is.
-fn peek<M: Message>(input: &[u8]) -> Result<Option<usize>, FrameError> {
+fn peek<M: Message>(input: &[u8], body_bytes_max: usize) -> Result<Option<usize>, FrameError> {
     let seen = input.len().min(4);
     if input[..seen] != MAGIC[..seen] {
         return Err(FrameError::Magic);
@@ -134,8 +146,8 @@ fn peek<M: Message>(input: &[u8]) -> Result<Option<usize>, FrameError> {
         return Err(FrameError::Reserved);
     }
     let body_len = u32::from_le_bytes(header[8..12].try_into().expect("four bytes")) as usize;
-    if body_len > BODY_BYTES_MAX {
-        return Err(FrameError::TooLong(body_len as u64));
+    if body_len > body_bytes_max {
+        return Err(FrameError::TooLong { bytes: body_len as u64, most: body_bytes_max });
     }
     Ok(Some(body_len))
 }
@@ -159,12 +171,27 @@ fn parse<M: Message>(frame: Bytes) -> Result<Frame<M>, FrameError> {
 }
 
 /// The receiving half of a stream: bytes in, frames out. Holds at most one incomplete frame.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameDecoder {
     buffer: BytesMut,
+    /// Of the next frame.
+    body_bytes_max: usize,
+}
+
+impl Default for FrameDecoder {
+    /// Of a peer that may say whatever a frame takes.
+    fn default() -> Self {
+        Self { buffer: BytesMut::new(), body_bytes_max: BODY_BYTES_MAX }
+    }
 }
 
 impl FrameDecoder {
+    /// Of a peer that has yet to say who it is: its first frame has [`INTRODUCTION_BYTES_MAX`] at most.
+    #[must_use]
+    pub fn of_a_stranger() -> Self {
+        Self { buffer: BytesMut::new(), body_bytes_max: INTRODUCTION_BYTES_MAX - HEADER_BYTES }
+    }
+
     /// Where the next bytes from the stream go; call [`Self::next`] until it gives `None` after each read.
     pub fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
@@ -173,7 +200,11 @@ impl FrameDecoder {
     /// The next complete frame.
     #[expect(clippy::should_implement_trait, reason = "the caller says which messages it expects")]
     pub fn next<M: Message>(&mut self) -> Result<Option<Frame<M>>, FrameError> {
-        decode(&mut self.buffer)
+        let frame = decode_within(&mut self.buffer, self.body_bytes_max)?;
+        if frame.is_some() {
+            self.body_bytes_max = BODY_BYTES_MAX;
+        }
+        Ok(frame)
     }
 }
 
@@ -206,6 +237,26 @@ mod tests {
             assert_eq!(decoder.next(), Ok(Some(sample())));
             assert_eq!(decoder.next::<ToServer>(), Ok(None));
         }
+    }
+
+    #[test]
+    fn a_stranger_introduces_itself_in_a_short_frame_and_then_says_what_it_likes() {
+        let long = |body: usize| {
+            let mut bytes = encoded();
+            bytes.truncate(HEADER_BYTES);
+            bytes[8..12].copy_from_slice(&u32::try_from(body).expect("short").to_le_bytes());
+            bytes
+        };
+        let most = INTRODUCTION_BYTES_MAX - HEADER_BYTES;
+        let mut decoder = FrameDecoder::of_a_stranger();
+        decoder.buffer().extend_from_slice(&long(most + 1));
+        let too_long = FrameError::TooLong { bytes: most as u64 + 1, most };
+        assert_eq!(decoder.next::<ToServer>(), Err(too_long));
+        let mut decoder = FrameDecoder::of_a_stranger();
+        decoder.buffer().extend_from_slice(&encoded());
+        assert_eq!(decoder.next(), Ok(Some(sample())));
+        decoder.buffer().extend_from_slice(&long(BODY_BYTES_MAX));
+        assert_eq!(decoder.next::<ToServer>(), Ok(None));
     }
 
     #[test]

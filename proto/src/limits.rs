@@ -27,6 +27,10 @@ pub const SNAPSHOT_READS_MAX: usize = 64;
 /// Most connections that a daemon holds at once: a thousand volumes a node, with room.
 pub const CONNECTIONS_MAX: usize = 4096;
 
+/// Longest first frame of a connection to a server or an agent, bytes: who one is, names and addresses. So strangers on every
+/// connection that a daemon has make it hold 64 MiB, not as many frames of [`FRAME_BYTES_MAX`].
+pub const INTRODUCTION_BYTES_MAX: usize = 16 << 10;
+
 /// A connection that has not introduced itself by then is closed, milliseconds.
 pub const HANDSHAKE_MS_MAX: u64 = 10_000;
 

@@ -139,7 +139,7 @@ impl Connection {
 
 /// Reads until the end. Returns why, if the peer is to blame.
 async fn read(conn: ConnId, stream: &UnixStream, events: &Events) -> Option<String> {
-    let mut decoder = FrameDecoder::default();
+    let mut decoder = FrameDecoder::of_a_stranger();
     let mut introduced = false;
     loop {
         match decoder.next::<ToAgent>() {

@@ -155,7 +155,7 @@ async fn receive(
     conn: ConnId,
     events: mpsc::Sender<Input>,
 ) -> Result<(), CloseReason> {
-    let mut decoder = FrameDecoder::default();
+    let mut decoder = FrameDecoder::of_a_stranger();
     loop {
         match decoder.next::<ToServer>().map_err(CloseReason::Garbled)? {
             Some(frame) => {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use csnap_nbd_export::core::limits::{
     HANDSHAKE_INPUT_BYTES, INPUT_BYTES, OPTION_BYTES_MAX, OUTPUT_BYTES, PAYLOAD_BYTES_MAX, PIECE_BYTES,
 };
-use csnap_proto::frame::{BODY_BYTES_MAX, HEADER_BYTES, Message, VERSION};
-use csnap_proto::limits::{FRAME_BYTES_MAX, IMPORT_BYTES_MAX};
+use csnap_proto::frame::{HEADER_BYTES, Message, VERSION};
+use csnap_proto::limits::{IMPORT_BYTES_MAX, INTRODUCTION_BYTES_MAX};
 use csnap_proto::message::local::ToAgent;
 use csnap_proto::message::lock::ToLockd;
 use csnap_proto::message::volume::ToServer;
@@ -348,12 +348,12 @@ fn what_half_frames_make_a_daemon_hold_is_bounded() {
     guest.take_stall();
 
     let before = server.forget_peak();
-    hold(&at_server, send(half_a_frame::<ToServer>(BODY_BYTES_MAX)));
-    server.assert_bounded("half frames", before, FRAME_BYTES_MAX);
+    hold(&at_server, send(half_a_frame::<ToServer>(INTRODUCTION_BYTES_MAX - HEADER_BYTES)));
+    server.assert_bounded("half frames", before, 2 * INTRODUCTION_BYTES_MAX);
 
     let before = agent.forget_peak();
-    hold(&at_agent, send(half_a_frame::<ToAgent>(BODY_BYTES_MAX)));
-    agent.assert_bounded("half frames", before, FRAME_BYTES_MAX);
+    hold(&at_agent, send(half_a_frame::<ToAgent>(INTRODUCTION_BYTES_MAX - HEADER_BYTES)));
+    agent.assert_bounded("half frames", before, 2 * INTRODUCTION_BYTES_MAX);
 
     // No request to lockd is longer than a piece of a lockspace with its names.
     let request = half_a_frame::<ToLockd>(IMPORT_BYTES_MAX);
