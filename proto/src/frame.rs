@@ -274,7 +274,8 @@ mod tests {
     fn lengths_are_checked_before_anything_is_allocated() {
         let mut bytes = encoded();
         bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(decode::<ToServer>(&mut bytes), Err(FrameError::TooLong(u64::from(u32::MAX))));
+        let too_long = FrameError::TooLong { bytes: u64::from(u32::MAX), most: BODY_BYTES_MAX };
+        assert_eq!(decode::<ToServer>(&mut bytes), Err(too_long));
         assert!(bytes.capacity() < 4096);
     }
 
