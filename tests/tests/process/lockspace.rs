@@ -131,7 +131,8 @@ fn a_guest_does_not_notice_that_the_lockspace_moves_while_lockds_are_killed() {
     assert_eq!(cluster.server().term, server.term, "no session was lost");
     // The agents' locks work where they are now.
     let to = if server.node == "n1" { "n2" } else { "n1" };
-    cluster.csnap(&["server", "move", to]);
+    // An agent that still looks for the lockspace says that lockd does not answer.
+    wait_until("the move is taken", || cluster.run(&["server", "move", to]).status.success());
     wait_until("the server moved", || cluster.server().node == to);
     guest.wait_for(100);
     guest.stop_and_verify();

@@ -182,6 +182,7 @@ impl Spaces {
     }
 
     /// From now on the tables that are served break a rule; see [`super::canary`].
+    #[cfg(feature = "replica")]
     pub(crate) fn break_tables(&mut self, rule: super::canary::Broken) {
         for space in self.spaces.values_mut() {
             if let State::Active(table) = &mut space.state {
