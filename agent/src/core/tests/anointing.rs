@@ -92,7 +92,7 @@ fn a_node_without_lockd_is_replaced_after_its_lease_and_comes_back_clean() {
     world.run(LEASE);
     assert_eq!(world.serving(), [0, 1], "the deposed one serves on until its gate or its agent stops it");
     let deposed = world.nodes[0].child.as_ref().expect("it serves").process;
-    world.nodes[0].cut = false;
+    world.heal(0);
     world.run(LEASE);
     assert_ne!(world.nodes[0].child.as_ref().map(|child| child.process), Some(deposed), "its agent ended it");
     assert_eq!(world.server(), 1);
@@ -390,7 +390,7 @@ fn a_release_that_the_network_swallowed_does_not_hold_the_agent_up() {
     world.nodes[0].cut = true;
     world.kill_server(0);
     world.run(LEASE * 2);
-    world.nodes[0].cut = false;
+    world.heal(0);
     world.run(FAILBACK * 2);
     assert_eq!(world.settled(), 0, "it is back, and the best");
 }

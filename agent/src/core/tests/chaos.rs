@@ -57,7 +57,7 @@ pub(super) fn apply(world: &mut World, fault: &Fault) {
             }
         }
         Fault::Cut(n) => world.nodes[n].cut = true,
-        Fault::Heal(n) => world.nodes[n].cut = false,
+        Fault::Heal(n) => world.heal(n),
         Fault::KillAgent(n) => world.kill_agent(n),
         Fault::StartAgent(n) => world.start_agent(n),
         Fault::KillLockd => world.kill_lockd(),
@@ -80,7 +80,7 @@ pub(super) fn apply(world: &mut World, fault: &Fault) {
 pub(super) fn end_faults(world: &mut World) {
     world.start_lockd();
     for n in 0..NODES {
-        world.nodes[n].cut = false;
+        world.heal(n);
         world.start_agent(n);
     }
 }
@@ -93,6 +93,19 @@ fn an_exporter_that_dies_before_its_hello_is_read_is_started_again() {
         apply(&mut world, &Fault::KillExporter(0));
         world.run(Duration::from_secs(1));
         assert!(world.nodes[0].exporter.is_some(), "killed after {ms} ms");
+    }
+}
+
+/// What a stream lost it does not lose silently: it breaks, and what was asked is asked again.
+#[test]
+fn an_agent_that_was_cut_off_for_a_moment_learns_who_serves() {
+    for ms in 0..400 {
+        let mut world = World::new(&[100, 50, 10], Failback::Auto);
+        world.run(Duration::from_millis(ms));
+        apply(&mut world, &Fault::Cut(1));
+        world.run(Duration::from_millis(40));
+        apply(&mut world, &Fault::Heal(1));
+        world.settled();
     }
 }
 

@@ -199,7 +199,7 @@ fn a_lost_node_is_followed_after_its_lease() {
     world.run(ETCD_LEASE - Duration::from_millis(300));
     assert_eq!(world.serving(), [0], "never earlier");
     world.run_until(NODE_LOSS, "a successor", |world| world.serving().contains(&1));
-    world.nodes[0].cut = false;
+    world.heal(0);
     world.run(FAILBACK * 3);
     assert_eq!(world.settled(), 0, "it came back, and got the server back");
 }

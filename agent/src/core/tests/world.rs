@@ -52,6 +52,8 @@ pub(super) struct Node {
     pub(super) starts_fail: bool,
     connection: Option<(u64, ConnectionId)>,
     pub(super) cut: bool,
+    /// Its connection to lockd lost something meanwhile. No stream goes on after that.
+    torn: bool,
     pub(super) next_conn: u64,
     next_identity: u8,
     /// What peers of the agent were told, but for pings.
@@ -125,6 +127,7 @@ impl World {
                 starts_fail: false,
                 connection: None,
                 cut: false,
+                torn: false,
                 next_conn: 0,
                 next_identity: 0,
                 told: Vec::new(),
@@ -221,14 +224,14 @@ impl World {
             ClientOutput::Connect { attempt } => {
                 self.last_connection += 1;
                 let id = ConnectionId(self.last_connection);
-                self.nodes[n].connection = Some((attempt, id));
+                (self.nodes[n].connection, self.nodes[n].torn) = (Some((attempt, id)), false);
                 self.push(NET, Event::ToLockd(LockdInput::Opened(id, csnap_proto::Caller::local())));
                 self.agent(n, NET, Input::Lockd(ClientInput::Connected { attempt }));
             }
             ClientOutput::Disconnect { .. } => self.disconnect(n),
             ClientOutput::Send { attempt, frame } => {
                 let open = self.nodes[n].connection.filter(|(current, _)| *current == attempt);
-                if let Some((_, id)) = open.filter(|_| !self.nodes[n].cut) {
+                if let Some((_, id)) = open.filter(|_| self.passes(n)) {
                     let frame: Frame<ToLockd> = frame;
                     self.asked_of_lockd += u32::from(matches!(frame.message, ToLockd::Operate { .. }));
                     self.push(NET, Event::ToLockd(LockdInput::Received(id, frame)));
@@ -244,6 +247,23 @@ impl World {
         let (attempt, _) = self.nodes[n].connection.expect("it is connected");
         let frame = Frame { id: RequestId(0), term: Term(0), message: FromLockd::Event { number, event } };
         self.step(n, Input::Lockd(ClientInput::Received { attempt, frame }));
+    }
+
+    /// Whether something on an open connection arrives.
+    fn passes(&mut self, n: usize) -> bool {
+        let node = &mut self.nodes[n];
+        node.torn |= node.cut;
+        !node.cut
+    }
+
+    /// Everybody hears the node again. A connection that lost something is seen to be broken.
+    pub(super) fn heal(&mut self, n: usize) {
+        self.nodes[n].cut = false;
+        let torn = std::mem::take(&mut self.nodes[n].torn);
+        if let Some((attempt, _)) = self.nodes[n].connection.filter(|_| torn) {
+            self.disconnect(n);
+            self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
+        }
     }
 
     fn disconnect(&mut self, n: usize) {
@@ -283,13 +303,13 @@ impl World {
     }
 
     fn hear_lockd(&mut self, id: ConnectionId, frame: Frame<FromLockd>) {
-        if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| !self.nodes[*n].cut) {
+        if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| self.passes(*n)) {
             self.agent(n, NET, Input::Lockd(ClientInput::Received { attempt, frame }));
         }
     }
 
     fn close_by_lockd(&mut self, id: ConnectionId) {
-        if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| !self.nodes[*n].cut) {
+        if let Some((n, attempt)) = self.owner(id).filter(|(n, _)| self.passes(*n)) {
             self.nodes[n].connection = None;
             self.agent(n, NET, Input::Lockd(ClientInput::Disconnected { attempt }));
         }
