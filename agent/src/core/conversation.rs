@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use csnap_proto::message::local::{
-    AgentStatus, FromAgent, NodeInfo, NodeStatus, ServerState, ToAgent, WishKind,
+    AgentStatus, FromAgent, NodeInfo, NodeStatus, ServerAddress, ServerState, ToAgent, WishKind,
 };
 use csnap_proto::{Name, RequestId, Term, Time};
 
@@ -254,7 +254,9 @@ impl AgentCore {
     #[must_use]
     pub fn status(&self) -> AgentStatus {
         let me = NodeStatus { node: self.config.node.clone(), info: self.node_info() };
-        let server = self.known.clone().or_else(|| self.anointing.published());
+        // What is published as ready and not known is the word of one that died here: the lock is on its way back.
+        let starting = |server: &ServerAddress| server.state == ServerState::Starting;
+        let server = self.known.clone().or_else(|| self.anointing.published().filter(starting));
         let serves = server.as_ref().is_some_and(|server| server.state == ServerState::Ready);
         AgentStatus {
             node: self.config.node.clone(),

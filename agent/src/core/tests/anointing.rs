@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use csnap_proto::message::local::{FromAgent, ToAgent};
+use csnap_proto::message::local::{AgentStatus, FromAgent, ToAgent};
 use csnap_proto::{Name, Term};
 
 use super::super::{Failback, Input};
@@ -30,6 +30,21 @@ fn the_best_ready_node_follows_a_dead_server_within_milliseconds() {
     world.kill_server(0);
     let took = world.run_until(FAST, "a successor", |world| world.serving() == [1]);
     assert!(took < PLACE_STEP, "nobody waits for a rank that is not there: {took:?}");
+}
+
+#[test]
+fn a_dead_server_is_not_shown_as_one_that_serves() {
+    let mut world = world();
+    let status = |world: &World| world.nodes[0].core.as_ref().expect("runs").status();
+    let process = |status: &AgentStatus| status.nodes[0].info.server_pid;
+    let served = status(&world);
+    assert!(process(&served).is_some() && served.server.as_ref().is_some_and(|at| at.node == name(0)));
+    world.kill_server(0);
+    world.run_until(FAST, "a successor", |world| {
+        let now = status(world);
+        assert!(process(&now) == process(&served) || now.server != served.server, "{now:?}");
+        world.serving() == [1]
+    });
 }
 
 #[test]
