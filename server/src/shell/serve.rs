@@ -36,6 +36,10 @@ const EVENTS_QUEUED_MAX: usize = 1024;
 /// enough that servers which die again and again do not fill the pool with their journals.
 const FIRST_CHECKPOINT_AFTER: Duration = Duration::from_millis(500);
 
+/// Terms in a row without a checkpoint, after which the first one waits for nobody: where servers die faster than that, each
+/// takeover would read the journal of one term more.
+const TERMS_WITHOUT_CHECKPOINT_MAX: u64 = 8;
+
 /// How often older terms' servers are looked for: space of theirs is held meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -132,6 +136,8 @@ impl<S: Storage> Server<S> {
         let (events, events_in) = mpsc::channel(EVENTS_QUEUED_MAX);
         let (done, done_in) = mpsc::unbounded_channel();
         let connections = BTreeMap::new();
+        let hurry = bench.journal().terms_since_checkpoint() > TERMS_WITHOUT_CHECKPOINT_MAX;
+        let first_after = if hurry { Duration::ZERO } else { FIRST_CHECKPOINT_AFTER };
         Self {
             core,
             bench,
@@ -141,7 +147,7 @@ impl<S: Storage> Server<S> {
             closings: Rc::default(),
             last_conn: 0,
             next_look: Time(0),
-            checkpoint_due: Rc::new(Cell::new(Some(now().after(FIRST_CHECKPOINT_AFTER)))),
+            checkpoint_due: Rc::new(Cell::new(Some(now().after(first_after)))),
             events,
             events_in,
             done,

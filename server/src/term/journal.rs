@@ -142,6 +142,14 @@ impl<S: Storage> Journal<S> {
         self.inner.state.borrow().end
     }
 
+    /// How many numbers of terms ago the newest checkpoint was written: whoever has no predecessor beside it reads the
+    /// journals of at most so many.
+    #[must_use]
+    pub fn terms_since_checkpoint(&self) -> u64 {
+        let newest = self.inner.state.borrow().checkpoint.map_or(0, |name| name.term.0);
+        self.inner.term.0 - newest
+    }
+
     /// Whether so much was written since the last checkpoint that a new one should shorten what a new server has to read: a
     /// fair part of a segment, and for a large state as much as the checkpoint itself takes, so that checkpoints are at most
     /// half of all that is written; but no more than some segments.
