@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::SimNode;
 use super::rng::Digest;
 
 /// Number of a file or directory; never reused.
@@ -13,8 +12,6 @@ pub(super) type Inode = u64;
 #[derive(Clone, Debug)]
 pub(super) struct NameChange {
     pub(super) seq: u64,
-    /// Who made it.
-    by: SimNode,
     /// Name and what it stands for now.
     sets: Vec<(String, Option<Inode>)>,
     /// A sync of it failed; no later sync makes it durable.
@@ -42,9 +39,9 @@ impl DirData {
     }
 
     /// Changes names as one step.
-    pub(super) fn change(&mut self, seq: u64, by: SimNode, sets: Vec<(String, Option<Inode>)>) {
+    pub(super) fn change(&mut self, seq: u64, sets: Vec<(String, Option<Inode>)>) {
         apply(&mut self.names, &sets);
-        self.unsynced.push(NameChange { seq, by, sets, poisoned: false });
+        self.unsynced.push(NameChange { seq, sets, poisoned: false });
     }
 
     /// Makes the changes up to `upto` durable.
@@ -63,10 +60,9 @@ impl DirData {
         self.unsynced = kept;
     }
 
-    /// A sync that failed for `node`: everybody goes on seeing the names that it changed, and no later sync saves them.
-    pub(super) fn sync_failed(&mut self, upto: u64, node: SimNode) {
-        let lost = self.unsynced.iter_mut().filter(|c| c.seq <= upto && c.by == node);
-        lost.for_each(|c| c.poisoned = true);
+    /// A sync that failed: nodes go on seeing the names, and no later sync saves them.
+    pub(super) fn sync_failed(&mut self, upto: u64) {
+        self.unsynced.iter_mut().filter(|c| c.seq <= upto).for_each(|c| c.poisoned = true);
     }
 
     /// Changes that a power loss may undo.

@@ -33,8 +33,7 @@
 //! - a failed write leaves any subset of its sectors, or a prefix if the disk is full;
 //! - a failed sync loses the unsynced content at once, or leaves it readable while no later sync ever writes it:
 //!   later syncs succeed and make durable only what was written after the failure;
-//! - a failed sync of a directory leaves what its node changed there visible and never durable, and what others changed
-//!   unsynced: a journal of a file system that failed once takes nothing more from anybody, and other hosts have their own;
+//! - a failed sync of a directory leaves its changes visible and never durable;
 //! - anything else that fails changes nothing.
 //!
 //! **Capacity** ([`SimDisk::set_capacity`]): what would not fit is refused with `NoSpace` and changes nothing.

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::SimNode;
 use super::dir::{DirData, Inode};
 use super::file::FileData;
 use super::rng::Digest;
@@ -38,21 +37,13 @@ pub(super) struct State {
     nodes: BTreeMap<Inode, Rc<Node>>,
     next_inode: Inode,
     seq: u64,
-    /// Who changes names now.
-    pub(super) acting: SimNode,
     pub(super) capacity_bytes: Option<u64>,
 }
 
 impl State {
     pub(super) fn new() -> Self {
         let root = Rc::new(Node::Dir(DirData::default()));
-        Self {
-            nodes: BTreeMap::from([(ROOT, root)]),
-            next_inode: ROOT + 1,
-            seq: 0,
-            acting: SimNode(0),
-            capacity_bytes: None,
-        }
+        Self { nodes: BTreeMap::from([(ROOT, root)]), next_inode: ROOT + 1, seq: 0, capacity_bytes: None }
     }
 
     /// The position of the newest change.
@@ -130,8 +121,8 @@ impl State {
         let inode = self.next_inode;
         self.next_inode += 1;
         self.nodes.insert(inode, Rc::new(node));
-        let (seq, by) = (self.next_seq(), self.acting);
-        self.dir_mut(dir).change(seq, by, vec![(name, Some(inode))]);
+        let seq = self.next_seq();
+        self.dir_mut(dir).change(seq, vec![(name, Some(inode))]);
         Ok(inode)
     }
 
@@ -153,8 +144,8 @@ impl State {
     pub(super) fn unlink(&mut self, path: &str) -> Result<()> {
         self.lookup_file(path)?;
         let (dir, name) = self.parent(path)?;
-        let (seq, by) = (self.next_seq(), self.acting);
-        self.dir_mut(dir).change(seq, by, vec![(name, None)]);
+        let seq = self.next_seq();
+        self.dir_mut(dir).change(seq, vec![(name, None)]);
         Ok(())
     }
 
@@ -164,8 +155,8 @@ impl State {
             return Err(failed(path, "rmdir", ENOTEMPTY, "Directory not empty"));
         }
         let (dir, name) = self.parent(path)?;
-        let (seq, by) = (self.next_seq(), self.acting);
-        self.dir_mut(dir).change(seq, by, vec![(name, None)]);
+        let seq = self.next_seq();
+        self.dir_mut(dir).change(seq, vec![(name, None)]);
         Ok(())
     }
 
@@ -175,8 +166,8 @@ impl State {
         if self.dir(inode).is_some() {
             return Err(failed(from, "link", EPERM, "Operation not permitted"));
         }
-        let (seq, by) = (self.next_seq(), self.acting);
-        self.dir_mut(dir).change(seq, by, vec![(name, Some(inode))]);
+        let seq = self.next_seq();
+        self.dir_mut(dir).change(seq, vec![(name, Some(inode))]);
         Ok(())
     }
 
@@ -189,12 +180,12 @@ impl State {
             return Ok(());
         }
         self.check_replaceable(inode, replaced, from, to)?;
-        let (seq, by) = (self.next_seq(), self.acting);
+        let seq = self.next_seq();
         if from_dir == to_dir {
-            self.dir_mut(from_dir).change(seq, by, vec![(from_name, None), (to_name, Some(inode))]);
+            self.dir_mut(from_dir).change(seq, vec![(from_name, None), (to_name, Some(inode))]);
         } else {
-            self.dir_mut(to_dir).change(seq, by, vec![(to_name, Some(inode))]);
-            self.dir_mut(from_dir).change(seq, by, vec![(from_name, None)]);
+            self.dir_mut(to_dir).change(seq, vec![(to_name, Some(inode))]);
+            self.dir_mut(from_dir).change(seq, vec![(from_name, None)]);
         }
         Ok(())
     }

@@ -122,7 +122,6 @@ impl World {
             self.in_flight.iter().filter(|(_, op)| op.node == node).map(|(id, _)| *id).collect();
         let stopped: Vec<_> = ids.iter().filter_map(|id| self.in_flight.remove(id)).collect();
         for in_flight in &stopped {
-            self.state.acting = in_flight.node;
             self.perform_in_part(&in_flight.operation);
         }
         *self.nodes.entry(node).or_default() += 1;
@@ -169,7 +168,6 @@ impl World {
     }
 
     fn perform(&mut self, node: SimNode, operation: &Operation, submitted_at: u64) -> Result<Answer> {
-        self.state.acting = node;
         operation.check(&self.state).or_else(|error| self.retry_with_space(operation, error))?;
         if let Some(error) = self.faults.strike(node, operation) {
             self.fail(operation, submitted_at, &error);
@@ -248,8 +246,7 @@ impl World {
             Operation::Sync { file } => self.state.file_mut(file.inode()).sync_failed(submitted_at, rng),
             Operation::SyncDir { path } => {
                 if let Ok(dir) = self.state.lookup_dir(path) {
-                    let node = self.state.acting;
-                    self.state.dir_mut(dir).sync_failed(submitted_at, node);
+                    self.state.dir_mut(dir).sync_failed(submitted_at);
                 }
             }
             _ => {}
