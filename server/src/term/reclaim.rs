@@ -76,8 +76,9 @@ async fn earlier_terms<S: Storage>(journal: &Journal<S>) -> Result<(), StorageEr
     Ok(())
 }
 
-/// Deletes the segments that terms before `term` made ready and never began, for want of space. Without a frame at its start a segment holds nothing of its term's journal, and what a deposed server still writes there counts for
-/// nobody: the Seal of `term`, which serves, says where that journal ends.
+/// Deletes the segments that terms before `term` made ready and never began, for want of space. Without a frame at its start
+/// a segment holds nothing of its term's journal, and what a deposed server still writes there counts for nobody: the Seal
+/// of `term`, which serves, says where that journal ends.
 pub(super) async fn release_unused<S: Storage>(storage: &S, term: Term) -> Result<(), StorageError> {
     for earlier in names::terms(storage).await?.into_iter().take_while(|earlier| *earlier < term) {
         for segment in names::numbered(storage, earlier, "journal-").await?.into_iter().rev() {
